@@ -1,0 +1,1 @@
+//! Placeholder door, replaced in the next commit.

@@ -1,0 +1,445 @@
+//! Admin commands and completions: creation and control of every object of a function.
+//!
+//! Place: the driver posts them on the admin ring (doorbell slot 0), the engine answers on the admin completion ring.
+//! Invariants: a command is 64 B: a header and a 56 B body by opcode; reserved fields are 0; addresses are IOVAs inside the function's
+//! windows. A completion carries the client's command id, so a lock holder that took over can drop replies that are not its own.
+//! Source: verbs and rdma_cm by name; layout ours (docs/device.md, section "Admin commands").
+
+#![expect(
+    missing_debug_implementations,
+    reason = "the layout derives make hidden helper types; every public type here has Debug"
+)]
+
+use core::mem::{offset_of, size_of};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::status::codes;
+
+/// Admin command: header and body.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Command {
+    /// [`AdminOp`].
+    pub opcode: u16,
+    /// Zero.
+    pub flags: u16,
+    /// Echoed in the completion.
+    pub command_id: u32,
+    /// Body by opcode, zero behind its end.
+    pub body: Body,
+}
+
+/// Room for a body.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Body(pub [u64; 7]);
+
+/// Admin completion.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Completion {
+    /// From the command.
+    pub command_id: u32,
+    /// [`AdminStatus`].
+    pub status: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// By opcode.
+    pub result: [u64; 2],
+    /// Bits 0..32 admin SQ position after the command, 56..64 phase. Stored last with Release.
+    pub publish: u64,
+}
+
+/// Offset of the publish word in a completion.
+pub const COMPLETION_PUBLISH: usize = offset_of!(Completion, publish);
+
+const _: () = {
+    assert!(size_of::<Command>() == 64);
+    assert!(size_of::<Completion>() == 32 && COMPLETION_PUBLISH == 24);
+};
+
+codes! {
+    /// Operation of an admin command. In parentheses: body type and results.
+    AdminOp(u16) {
+        /// Who am I. (no body; result 0: function id | node << 32, result 1: boot cookie)
+        IDENTIFY = 1,
+        /// Allocates a protection domain. (no body; result 0: pdn)
+        PD_ALLOC = 2,
+        /// Frees a protection domain. ([`Named`]: pdn)
+        PD_FREE = 3,
+        /// Registers a memory region. ([`MrReg`]; result 0: lkey | rkey << 32)
+        MR_REG = 4,
+        /// Deregisters a memory region. ([`Named`]: lkey)
+        MR_DEREG = 5,
+        /// Creates a CQ. ([`QueueCreate`]; result 0: cqn)
+        CQ_CREATE = 6,
+        /// Destroys a CQ no QP uses. ([`Named`]: cqn)
+        CQ_DESTROY = 7,
+        /// Creates the EQ of the function. ([`QueueCreate`]; result 0: eqn)
+        EQ_CREATE = 8,
+        /// Destroys the EQ. ([`Named`]: eqn)
+        EQ_DESTROY = 9,
+        /// Creates a QP in RESET. ([`QpCreate`]; result 0: qpn)
+        QP_CREATE = 10,
+        /// Changes a QP's state. ([`QpModify`])
+        QP_MODIFY = 11,
+        /// Asks for a QP. ([`Named`]: qpn; result 0: state | peer qpn << 32, result 1: peer function | holders << 32)
+        QP_QUERY = 12,
+        /// Destroys a QP and disconnects it. ([`Named`]: qpn)
+        QP_DESTROY = 13,
+        /// Listens on an address and port. ([`CmListen`]; result 0: listener)
+        CM_LISTEN = 16,
+        /// Stops listening; waiting requests are rejected. ([`Named`]: listener)
+        CM_UNLISTEN = 17,
+        /// Starts to connect a QP; ends in CM_ESTABLISHED or CM_REJECTED. ([`CmConnect`])
+        CM_CONNECT = 18,
+        /// Withdraws a connect. ([`Named`]: qpn)
+        CM_CANCEL = 19,
+        /// Accepts a request with a QP, which goes to RTS. ([`CmAccept`]; result 0: peer function)
+        CM_ACCEPT = 20,
+        /// Rejects a request. ([`CmAccept`], qpn unused)
+        CM_REJECT = 21,
+        /// Writes the [`CmRecord`] of a request or of a connected QP to memory. ([`CmQuery`])
+        CM_QUERY = 22,
+        /// Disconnects a QP: both ends go to ERR and flush. ([`Named`]: qpn)
+        CM_DISCONNECT = 23,
+        /// Adds a holder to a QP or listener, or moves a listener's hold to it. ([`Hold`])
+        HOLD = 24,
+        /// Gives a new holder slot all holds of another one. ([`HoldClone`]; result 0: slot | generation << 32)
+        HOLD_CLONE = 25,
+        /// Takes a holder away. ([`Hold`]; result 0: holders left)
+        RELEASE = 26,
+        /// Grants a window to another function. Reserved in this version.
+        WINDOW_GRANT = 27,
+        /// Asks for a counter block of the function. (no body; result 0: WQEs, result 1: payload bytes sent)
+        STATS = 28,
+    }
+}
+
+codes! {
+    /// Status of an admin command. Values equal errno numbers where one fits.
+    AdminStatus(u16) {
+        /// Done.
+        OK = 0,
+        /// No such object (ENOENT).
+        NO_OBJECT = 2,
+        /// Try again later (EAGAIN): nothing waits.
+        AGAIN = 11,
+        /// Out of a resource or over a limit (ENOMEM).
+        NO_RESOURCE = 12,
+        /// Not the owner (EACCES).
+        NO_ACCESS = 13,
+        /// Address outside the windows (EFAULT).
+        BAD_ADDRESS = 14,
+        /// Object in use (EBUSY).
+        BUSY = 16,
+        /// A field has an impossible value (EINVAL).
+        INVALID = 22,
+        /// Unknown or unsupported opcode (EOPNOTSUPP).
+        UNSUPPORTED = 95,
+        /// Address and port cannot be used from this node (EADDRNOTAVAIL).
+        BAD_NODE_ADDRESS = 99,
+        /// The QP is in the wrong state (EISCONN, ENOTCONN and their kind).
+        BAD_STATE = 107,
+    }
+}
+
+macro_rules! bodies {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident: $ty:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[repr(C)]
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable)]
+        pub struct $name {
+            $($(#[$fdoc])* pub $field: $ty,)*
+        }
+
+        const _: () = assert!(size_of::<$name>() <= size_of::<Body>());
+
+        impl $name {
+            /// Puts the body into the room of a command.
+            #[must_use]
+            pub fn to_body(self) -> Body {
+                let mut body = Body::default();
+                body.as_mut_bytes()[..size_of::<Self>()].copy_from_slice(self.as_bytes());
+                body
+            }
+
+            /// Reads the body of a command; `None` when the room behind it is not zero.
+            #[must_use]
+            pub fn from_body(body: &Body) -> Option<Self> {
+                let (own, rest) = Self::read_from_prefix(body.as_bytes()).ok()?;
+                rest.iter().all(|&b| b == 0).then_some(own)
+            }
+        }
+    )*};
+}
+
+bodies! {
+    /// Body that names one object.
+    Named {
+        /// PDN, lkey, CQN, EQN, QPN or listener.
+        id: u32,
+        /// Zero.
+        reserved: u32,
+    }
+
+    /// Body of MR_REG.
+    MrReg {
+        /// IOVA of the first byte.
+        addr: u64,
+        /// Bytes; the range lies in one window.
+        len: u64,
+        /// Protection domain.
+        pdn: u32,
+        /// [`Access`] bits.
+        access: u32,
+        /// QPN that alone may be used for remote access; 0 for any QP of the protection domain.
+        owner_qpn: u32,
+        /// Zero.
+        reserved: u32,
+    }
+
+    /// Body of CQ_CREATE and EQ_CREATE.
+    QueueCreate {
+        /// IOVA of the ring, 64 B aligned, zeroed by the client.
+        ring: u64,
+        /// Entries, a power of two.
+        depth: u32,
+        /// Doorbell slot for consumer and arm.
+        slot: u32,
+    }
+
+    /// Body of QP_CREATE.
+    QpCreate {
+        /// IOVA of the SQ ring, 64 B aligned.
+        sq_ring: u64,
+        /// IOVA of the RQ ring, 64 B aligned.
+        rq_ring: u64,
+        /// SQ blocks of 64 B, a power of two.
+        sq_depth: u32,
+        /// RQ WQEs, a power of two.
+        rq_depth: u32,
+        /// Protection domain.
+        pdn: u32,
+        /// CQ of the SQ.
+        send_cqn: u32,
+        /// CQ of the RQ.
+        recv_cqn: u32,
+        /// Doorbell slot for both producers.
+        slot: u32,
+        /// Holder slot of the creator.
+        holder: u32,
+        /// [`Access`] bits the QP grants to its peer.
+        access: u32,
+    }
+
+    /// Body of QP_MODIFY.
+    QpModify {
+        /// QP.
+        qpn: u32,
+        /// Wanted [`crate::status::QpState`].
+        state: u32,
+        /// To RTR: function of the peer; 0 otherwise.
+        peer_function: u32,
+        /// To RTR: QPN of the peer.
+        peer_qpn: u32,
+        /// To RTS: receiver-not-ready retries 0..=7, where 7 means without end.
+        rnr_retry: u32,
+        /// Zero.
+        reserved: u32,
+    }
+
+    /// Body of CM_LISTEN.
+    CmListen {
+        /// Local address; an all-zero address of the family is the wildcard.
+        local: SockAddr,
+        /// Most waiting requests.
+        backlog: u32,
+        /// Holder slot of the caller.
+        holder: u32,
+        /// [`LISTEN_SHARED`] or 0.
+        flags: u32,
+        /// Zero.
+        reserved: u32,
+    }
+
+    /// Body of CM_QUERY.
+    CmQuery {
+        /// Where the [`CmRecord`] goes.
+        buffer: u64,
+        /// Request id, or QPN.
+        id: u32,
+        /// 0: `id` is a request id; 1: a QPN.
+        kind: u32,
+    }
+
+    /// Body of CM_CONNECT. The addresses and the private data stand in a [`CmRecord`] in memory.
+    CmConnect {
+        /// IOVA of a [`CmRecord`]: source, destination and private data.
+        record: u64,
+        /// QP in INIT.
+        qpn: u32,
+        /// Limit in milliseconds.
+        timeout_ms: u32,
+    }
+
+    /// Body of CM_ACCEPT and CM_REJECT.
+    CmAccept {
+        /// Request.
+        request: u32,
+        /// QP in INIT.
+        qpn: u32,
+        /// Listener that holds the QP until somebody takes it, or 0 for the QP's own holders.
+        listener: u32,
+        /// Zero.
+        reserved: u32,
+    }
+
+    /// Body of HOLD and RELEASE.
+    Hold {
+        /// QPN or listener, by `kind`.
+        id: u32,
+        /// [`HOLD_QP`] or [`HOLD_LISTENER`].
+        kind: u32,
+        /// Holder slot.
+        slot: u32,
+        /// HOLD: listener whose hold moves to `slot`, or 0. RELEASE: [`RELEASE_UNLESS_LAST`] or 0.
+        flags: u32,
+    }
+
+    /// Body of HOLD_CLONE.
+    HoldClone {
+        /// Slot whose holds are copied.
+        from: u32,
+        /// Zero.
+        reserved: u32,
+    }
+}
+
+/// `kind` of a hold on a QP.
+pub const HOLD_QP: u32 = 0;
+/// `kind` of a hold on a listener.
+pub const HOLD_LISTENER: u32 = 1;
+/// RELEASE: when `slot` is the last holder keep the hold and answer BUSY.
+pub const RELEASE_UNLESS_LAST: u32 = 1;
+/// CM_LISTEN: several listeners may share the address and port.
+pub const LISTEN_SHARED: u32 = 1;
+
+bitflags::bitflags! {
+    /// What a region or a QP allows. Source: `enum ibv_access_flags`.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct Access: u32 {
+        /// Receives and READ responses may be written here.
+        const LOCAL_WRITE = 1;
+        /// The peer may RDMA WRITE.
+        const REMOTE_WRITE = 2;
+        /// The peer may RDMA READ.
+        const REMOTE_READ = 4;
+    }
+}
+
+/// An IP address and port.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct SockAddr {
+    /// 4 or 6.
+    pub family: u16,
+    /// Port number (not in network order).
+    pub port: u16,
+    /// Zero.
+    pub reserved: u32,
+    /// Address bytes in network order; the last 12 are 0 for IPv4.
+    pub addr: [u8; 16],
+}
+
+/// Most bytes of private data in a connection request.
+pub const PRIVATE_DATA: usize = 256;
+
+/// What travels with a connection request.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CmRecord {
+    /// Address of the side that connects.
+    pub source: SockAddr,
+    /// Address it dialled.
+    pub destination: SockAddr,
+    /// Function of the other side; filled in by the device.
+    pub peer_function: u32,
+    /// QPN of the other side; filled in by the device.
+    pub peer_qpn: u32,
+    /// Bytes of private data in use.
+    pub private_len: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Private data.
+    pub private_data: [u8; PRIVATE_DATA],
+}
+
+const _: () = assert!(size_of::<SockAddr>() == 24 && size_of::<CmRecord>() == 320);
+
+impl Default for CmRecord {
+    fn default() -> Self {
+        Self {
+            source: SockAddr::default(),
+            destination: SockAddr::default(),
+            peer_function: 0,
+            peer_qpn: 0,
+            private_len: 0,
+            reserved: 0,
+            private_data: [0; PRIVATE_DATA],
+        }
+    }
+}
+
+impl From<core::net::SocketAddr> for SockAddr {
+    fn from(from: core::net::SocketAddr) -> Self {
+        let mut addr = [0; 16];
+        let family = match from.ip() {
+            core::net::IpAddr::V4(v4) => {
+                addr[..4].copy_from_slice(&v4.octets());
+                4
+            }
+            core::net::IpAddr::V6(v6) => {
+                addr = v6.octets();
+                6
+            }
+        };
+        Self {
+            family,
+            port: from.port(),
+            reserved: 0,
+            addr,
+        }
+    }
+}
+
+impl TryFrom<SockAddr> for core::net::SocketAddr {
+    type Error = BadSockAddr;
+
+    fn try_from(from: SockAddr) -> Result<Self, BadSockAddr> {
+        let [a, b, c, d, rest @ ..] = from.addr;
+        let ip = match from.family {
+            4 if rest == [0; 12] => core::net::Ipv4Addr::new(a, b, c, d).into(),
+            6 => core::net::Ipv6Addr::from(from.addr).into(),
+            family => return Err(BadSockAddr { family }),
+        };
+        Ok(Self::new(ip, from.port))
+    }
+}
+
+/// A [`SockAddr`] that is neither IPv4 nor IPv6.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("address family {family} is neither 4 nor 6, or an IPv4 address has trailing bytes")]
+pub struct BadSockAddr {
+    /// Family seen.
+    pub family: u16,
+}

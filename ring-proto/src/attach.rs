@@ -1,0 +1,92 @@
+//! What a driver needs of an attached function, however it is attached.
+//!
+//! Place: implemented by the vfio-user client of `driver` and by the embedded device of `nic-emu`; used by `driver` when it sets a
+//! function up. Invariants: nothing here is on the path of a posted WQE but [`Attachment::kick`], and that only while the NIC sleeps.
+
+use std::os::fd::RawFd;
+
+/// An attached device function.
+///
+/// # Errors
+/// All methods fail with [`AttachError`]; after `Disconnected` the function is gone for good.
+pub trait Attachment: Send + Sync {
+    /// Reads a register of BAR0; `len` is 4 or 8.
+    fn read_register(&self, offset: u64, len: u32) -> Result<u64, AttachError>;
+
+    /// Writes a register of BAR0; `len` is 4 or 8.
+    fn write_register(&self, offset: u64, len: u32, value: u64) -> Result<(), AttachError>;
+
+    /// The memfd of BAR2 and its length. It stays open as long as the attachment.
+    fn bar2(&self) -> Result<(RawFd, u64), AttachError>;
+
+    /// Maps `len` bytes of a sealed memfd from `offset` at `iova`.
+    fn dma_map(
+        &self,
+        fd: RawFd,
+        offset: u64,
+        iova: u64,
+        len: u64,
+        writable: bool,
+    ) -> Result<(), AttachError>;
+
+    /// Unmaps a window; when it returns the device no longer touches the memory.
+    fn dma_unmap(&self, iova: u64, len: u64) -> Result<(), AttachError>;
+
+    /// Connects interrupt vector `index` to an eventfd, or disconnects it.
+    fn set_vector(&self, index: u8, eventfd: Option<RawFd>) -> Result<(), AttachError>;
+
+    /// Wakes a sleeping device. Cheap to call too often.
+    fn kick(&self);
+
+    /// Descriptor that shows POLLHUP or POLLIN when the device is gone, or `None` when it cannot go.
+    fn hangup_fd(&self) -> Option<RawFd>;
+}
+
+/// Why an attachment did not do what was asked.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// The device refused, with this errno.
+    #[error("device refused {what}: errno {errno}")]
+    Refused {
+        /// What was asked.
+        what: &'static str,
+        /// errno of the reply.
+        errno: i32,
+    },
+    /// The connection to the device broke.
+    #[error("connection to the device is gone during {what}")]
+    Disconnected {
+        /// What was asked.
+        what: &'static str,
+    },
+    /// The device answered something impossible.
+    #[error("device answered {what} with {detail}")]
+    Protocol {
+        /// What was asked.
+        what: &'static str,
+        /// What was wrong.
+        detail: &'static str,
+    },
+    /// A system call of this process failed.
+    #[error("{what} failed: errno {errno}")]
+    System {
+        /// System call.
+        what: &'static str,
+        /// errno.
+        errno: i32,
+    },
+}
+
+impl AttachError {
+    /// The errno a caller of the C library would see.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        match self {
+            Self::Refused { errno, .. } | Self::System { errno, .. } => *errno,
+            // ENODEV and EPROTO have the same numbers on every Linux architecture.
+            Self::Disconnected { .. } => 19,
+            Self::Protocol { .. } => 71,
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! Submission: doorbell, dirty words, park and kick.
+//!
+//! Place: `driver` calls [`ring`] and [`must_kick`] once per batch; the engine of `nic-emu` calls [`take`] for every dirty word and
+//! [`park`] / [`unpark`] around its sleep.
+//! Invariants: no doorbell is lost and no wake-up is lost, also when a client dies between any two steps, or when several
+//! processes ring the same UAR.
+//! Hot: everything here but `park`. Edges: `sq-publish`, `dirty-publish`, and the two full fences of the sleep protocol.
+//!
+//! ```text
+//! client                                   NIC
+//! write WQEs                               swap UAR bits, then slot words   (AcqRel)
+//! producer.store (Release)                 fence
+//! fence                                    producer.load (Acquire)
+//! slot bit clear?  fetch_or                serve
+//! UAR bit clear?   fetch_or                -- to sleep --
+//! any set?         fence                   parked.store(1)
+//! parked.load == 1?  kick                  fence
+//!                                          dirty words all 0?  then sleep
+//! ```
+//!
+//! The fence before the look at the dirty bits pairs with the NIC's fence between taking the bits and reading the producers: either
+//! the client sees its bit cleared and sets it again, or the NIC sees the new producer. The fence before the look at `parked` pairs
+//! with the NIC's fence after publishing it. Without the second fences loom finds a lost doorbell and a lost wake-up.
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// Where a slot's dirty bits live: the word of its UAR and the word that summarises UARs.
+#[derive(Clone, Copy, Debug)]
+pub struct DirtyBits<'a> {
+    /// Dirty word of the UAR.
+    pub slots: &'a AtomicU64,
+    /// Bit of the slot in `slots`.
+    pub slot_bit: u64,
+    /// Word of the summary page that has the UAR's bit.
+    pub uars: &'a AtomicU64,
+    /// Bit of the UAR in `uars`.
+    pub uar_bit: u64,
+}
+
+/// Publishes `producer` and says whether the NIC must be kicked.
+///
+/// The caller has written the WQEs before. One full fence when the NIC already knows of the slot, two otherwise.
+#[inline]
+#[must_use = "a parked NIC sleeps until it is kicked"]
+pub fn ring(doorbell: &AtomicU32, producer: u32, dirty: DirtyBits<'_>, parked: &AtomicU32) -> bool {
+    // EDGE sq-publish (release): the WQE bytes below `producer`. Acquired by the NIC's producer load.
+    doorbell.store(producer, Ordering::Release);
+    mark(dirty, parked)
+}
+
+/// Marks a slot dirty after its doorbell line was written, and says whether the NIC must be kicked.
+#[inline]
+#[must_use = "a parked NIC sleeps until it is kicked"]
+pub fn mark(dirty: DirtyBits<'_>, parked: &AtomicU32) -> bool {
+    fence(Ordering::SeqCst);
+    // Relaxed looks: they publish nothing, and the fence above orders them after the producer.
+    let mut set = false;
+    if dirty.slots.load(Ordering::Relaxed) & dirty.slot_bit == 0 {
+        // EDGE dirty-publish (acq-rel): the doorbell line. Acquired by `take`.
+        dirty.slots.fetch_or(dirty.slot_bit, Ordering::AcqRel);
+        set = true;
+    }
+    // Independent of the slot bit: a sharer killed between the two must not silence the others.
+    if dirty.uars.load(Ordering::Relaxed) & dirty.uar_bit == 0 {
+        // EDGE dirty-publish (acq-rel): the slot bit. Acquired by `take`.
+        dirty.uars.fetch_or(dirty.uar_bit, Ordering::AcqRel);
+        set = true;
+    }
+    if set {
+        // Orders the bits before the look at `parked`; the mirror stands in `park`.
+        fence(Ordering::SeqCst);
+    }
+    // Relaxed: a hint that leads to a kick and publishes nothing.
+    parked.load(Ordering::Relaxed) != 0
+}
+
+/// NIC: takes all bits of a dirty word. Call for the UAR words first, then for the slot words, then [`after_take`].
+#[inline]
+pub fn take(word: &AtomicU64) -> u64 {
+    // Relaxed look: an empty word needs no write to a line that clients share.
+    if word.load(Ordering::Relaxed) == 0 {
+        return 0;
+    }
+    // EDGE dirty-publish (acquire): pairs with `mark`.
+    word.swap(0, Ordering::AcqRel)
+}
+
+/// NIC: the fence between taking dirty bits and reading producers.
+#[inline]
+pub fn after_take() {
+    fence(Ordering::SeqCst);
+}
+
+/// NIC: publishes that it is about to sleep. The caller re-reads the dirty words afterwards and sleeps only when all are 0.
+#[inline]
+pub fn park(parked: &AtomicU32) {
+    // Relaxed: ordered by the fence below, which pairs with the one in `mark`.
+    parked.store(1, Ordering::Relaxed);
+}
+
+/// NIC: the fence between [`park`] of all functions and the re-read of their dirty words.
+#[inline]
+pub fn after_park() {
+    fence(Ordering::SeqCst);
+}
+
+/// NIC: it is awake again.
+#[inline]
+pub fn unpark(parked: &AtomicU32) {
+    // Relaxed: a late 1 costs one kick too many, never one too few.
+    parked.store(0, Ordering::Relaxed);
+}

@@ -1,0 +1,2 @@
+//! The `sanlab` command.
+fn main() {}
