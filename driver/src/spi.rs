@@ -81,6 +81,8 @@ pub struct NetworkEvents {
     pub events: u32,
     /// Error of the connect bit.
     pub connect_error: Option<WsaError>,
+    /// [`ring_proto::eqe::CmStatus`] value behind the connect bit: why exactly a connect failed, for the switch to count.
+    pub connect_detail: u32,
     /// Error of the accept bit.
     pub accept_error: Option<WsaError>,
 }
