@@ -155,7 +155,7 @@ payloads! {
         count: u32,
     }
     /// Entry of DEVICE_GET_REGION_IO_FDS: an ioeventfd.
-    SubRegionIoEventFd[32] {
+    SubRegionIoEventFd[40] {
         /// Offset of the register in the region.
         offset: u64,
         /// Bytes of the register.
@@ -168,6 +168,8 @@ payloads! {
         flags: u32,
         /// Zero.
         padding: u32,
+        /// Value that a write must have, when the flags ask for it.
+        datamatch: u64,
     }
     /// DEVICE_GET_IRQ_INFO.
     IrqInfo[16] {
