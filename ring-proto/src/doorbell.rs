@@ -20,9 +20,14 @@
 //!
 //! The fence before the look at the dirty bits pairs with the NIC's fence between taking the bits and reading the producers: either
 //! the client sees its bit cleared and sets it again, or the NIC sees the new producer. The fence before the look at `parked` pairs
-//! with the NIC's fence after publishing it. Without the second fences loom finds a lost doorbell and a lost wake-up.
+//! with the NIC's fence after publishing it. `tests/loom_doorbell.rs` models all of it, with a client killed between any two steps.
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+
+/// Whether two loads in program order see stores of other processors in that order, everywhere: then a bit seen set is a bit that
+/// every later look of the NIC sees too, and no fence is needed between it and the look at `parked`. Loom knows only the language's
+/// own rules, so the models run with the fence.
+const LOADS_STAY_IN_ORDER: bool = cfg!(all(target_arch = "x86_64", not(loom)));
 
 /// Where a slot's dirty bits live: the word of its UAR and the word that summarises UARs.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +44,7 @@ pub struct DirtyBits<'a> {
 
 /// Publishes `producer` and says whether the NIC must be kicked.
 ///
-/// The caller has written the WQEs before. One full fence when the NIC already knows of the slot, two otherwise.
+/// The caller has written the WQEs before. One full fence when the NIC already knows of the slot (on x86-64), two otherwise.
 #[inline]
 #[must_use = "a parked NIC sleeps until it is kicked"]
 pub fn ring(doorbell: &AtomicU32, producer: u32, dirty: DirtyBits<'_>, parked: &AtomicU32) -> bool {
@@ -53,35 +58,45 @@ pub fn ring(doorbell: &AtomicU32, producer: u32, dirty: DirtyBits<'_>, parked: &
 #[must_use = "a parked NIC sleeps until it is kicked"]
 pub fn mark(dirty: DirtyBits<'_>, parked: &AtomicU32) -> bool {
     fence(Ordering::SeqCst);
-    // Relaxed looks: they publish nothing, and the fence above orders them after the producer.
     let mut set = false;
+    // Relaxed look: it publishes nothing, and the fence above orders it after the producer.
     if dirty.slots.load(Ordering::Relaxed) & dirty.slot_bit == 0 {
-        // EDGE dirty-publish (acq-rel): the doorbell line. Acquired by `take`.
+        // EDGE dirty-publish (acq-rel): the doorbell line. Acquired by `take`, and its clearing by the look below.
         dirty.slots.fetch_or(dirty.slot_bit, Ordering::AcqRel);
         set = true;
     }
     // Independent of the slot bit: a sharer killed between the two must not silence the others.
-    if dirty.uars.load(Ordering::Relaxed) & dirty.uar_bit == 0 {
+    // EDGE dirty-publish (acquire): keeps the look at `parked` behind the look at somebody else's bit.
+    if dirty.uars.load(Ordering::Acquire) & dirty.uar_bit == 0 {
         // EDGE dirty-publish (acq-rel): the slot bit. Acquired by `take`.
         dirty.uars.fetch_or(dirty.uar_bit, Ordering::AcqRel);
         set = true;
     }
-    if set {
-        // Orders the bits before the look at `parked`; the mirror stands in `park`.
+    if set || !LOADS_STAY_IN_ORDER {
+        // Orders the bits before the look at `parked`; the mirror stands in `park`. Needed for bits found set too: their setter
+        // may have been killed before it looked at `parked` itself.
         fence(Ordering::SeqCst);
     }
     // Relaxed: a hint that leads to a kick and publishes nothing.
     parked.load(Ordering::Relaxed) != 0
 }
 
-/// NIC: takes all bits of a dirty word. Call for the UAR words first, then for the slot words, then [`after_take`].
+/// NIC: whether a dirty word seems to have bits. For the UAR words only, to spare the write of [`take`] to words that clients share.
 #[inline]
+#[must_use]
+pub fn is_marked(word: &AtomicU64) -> bool {
+    // Relaxed: a bit missed here is seen in the next round, and by the re-read after `park` at the latest.
+    word.load(Ordering::Relaxed) != 0
+}
+
+/// NIC: takes all bits of a dirty word. Call for the UAR words first, then for the slot words of the UARs found, then [`after_take`].
+///
+/// Always a swap, also of an empty word: a client that sets its slot bit afterwards must see the UAR bit cleared, and it is this
+/// write to the slot word that tells it. (A look instead of the swap loses doorbells: `tests/loom_doorbell.rs`.)
+#[inline]
+#[must_use = "the bits are cleared by this call and wait to be served"]
 pub fn take(word: &AtomicU64) -> u64 {
-    // Relaxed look: an empty word needs no write to a line that clients share.
-    if word.load(Ordering::Relaxed) == 0 {
-        return 0;
-    }
-    // EDGE dirty-publish (acquire): pairs with `mark`.
+    // EDGE dirty-publish (acq-rel): acquires the doorbell lines of `mark`, and hands the cleared UAR bit to it.
     word.swap(0, Ordering::AcqRel)
 }
 
