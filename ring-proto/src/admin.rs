@@ -171,10 +171,13 @@ macro_rules! bodies {
                 body
             }
 
-            /// Reads the body of a command; `None` when the room behind it is not zero.
+            /// Reads the body of a command; `None` when its reserved field or the room behind it is not zero.
             #[must_use]
             pub fn from_body(body: &Body) -> Option<Self> {
                 let (own, rest) = Self::read_from_prefix(body.as_bytes()).ok()?;
+                $(if stringify!($field) == "reserved" && own.$field.as_bytes().iter().any(|&b| b != 0) {
+                    return None;
+                })*
                 rest.iter().all(|&b| b == 0).then_some(own)
             }
         }
@@ -432,13 +435,20 @@ impl TryFrom<SockAddr> for core::net::SocketAddr {
             6 => core::net::Ipv6Addr::from(from.addr).into(),
             family => return Err(BadSockAddr { family }),
         };
+        if from.reserved != 0 {
+            return Err(BadSockAddr {
+                family: from.family,
+            });
+        }
         Ok(Self::new(ip, from.port))
     }
 }
 
-/// A [`SockAddr`] that is neither IPv4 nor IPv6.
+/// A [`SockAddr`] that is neither IPv4 nor IPv6, or not zero where it must be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("address family {family} is neither 4 nor 6, or an IPv4 address has trailing bytes")]
+#[error(
+    "address of family {family}: the family is neither 4 nor 6, or bytes that must be 0 are not"
+)]
 pub struct BadSockAddr {
     /// Family seen.
     pub family: u16,

@@ -204,7 +204,7 @@ payloads! {
         /// Bytes.
         count: u32,
     }
-    /// Entry of REGION_WRITE_MULTI.
+    /// Entry of REGION_WRITE_MULTI, whose payload is a u64 count and that many entries.
     WriteMultiEntry[24] {
         /// Offset in the region.
         offset: u64,
