@@ -1,1 +1,21 @@
-//! Placeholder door, replaced in the next commit.
+//! The Windows Sockets Direct switch: companion SAN sockets behind ordinary TCP sockets.
+//!
+//! Place: program -> preload library -> [`Switch`] -> service providers (SAN) and [`tcp_provider::TcpProvider`] (kernel TCP).
+//! Invariants: nothing here blocks, every wait is a [`WaitPlan`] that the caller carries out; the program's descriptor is and
+//! stays the kernel TCP socket; after a connection is established over the SAN, no way leads back to TCP.
+//! Source: wsd-reference; docs/wsd.md says which requirement is met where and which test shows it.
+
+pub mod config;
+pub mod outcome;
+pub mod provider_table;
+pub mod socket;
+pub mod subnet;
+pub mod switch;
+pub mod tcp_provider;
+pub mod upcalls;
+
+pub use config::NodeConfig;
+pub use outcome::{Errno, Outcome, WaitPlan};
+pub use provider_table::{Provider, ProviderRef};
+pub use socket::{Stage, SwitchSocket};
+pub use switch::{Accepted, ConnectStep, Host};
