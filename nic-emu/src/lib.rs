@@ -1,1 +1,7 @@
-//! Placeholder door, replaced in the next commit.
+//! An emulated SAN NIC: one device with the ports of all nodes of a cluster, served to clients over shared memory.
+//!
+//! Place: `driver` attaches to it, over vfio-user or embedded; `sanlab up` runs it as a process.
+//! Entry points: [`device::Device`] is the NIC itself, [`embedded`] runs it in the caller's process.
+
+pub mod device;
+pub mod embedded;

@@ -141,6 +141,10 @@ codes! {
         BAD_QP_STATE = 55,
         /// The peer disconnected.
         DISCONNECTED = 56,
+        /// The function's event queue stayed full for too long.
+        EQ_OVERRUN = 64,
+        /// The device itself failed while it worked for the function.
+        INTERNAL_ERROR = 65,
     }
 }
 

@@ -1,0 +1,49 @@
+//! Counters of a node: plain numbers with one writer, the device, read when somebody asks.
+//!
+//! Place: the engine adds, `stat` reads. Invariants: cumulative ones never go down; gauges are counted when asked.
+
+use ring_proto::ids::NodeId;
+use serde::Serialize;
+
+/// Counters of one node. Field names are those of `sanlab stat --json`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Payload bytes that left memory of this node: SEND, WRITE, and READ as responder.
+    pub tx_payload_bytes: u64,
+    /// Payload bytes that arrived in memory of this node: SEND, WRITE, and READ as requester.
+    pub rx_payload_bytes: u64,
+    /// Send WQEs executed.
+    pub wqes: u64,
+    /// CQEs written.
+    pub cqes: u64,
+    /// Kicks received while functions of this node slept.
+    pub kicks: u64,
+    /// Times the device went to sleep with a hot function on this node.
+    pub parks: u64,
+    /// Completions with an error other than a flush, bad doorbells, failed functions.
+    pub errors: u64,
+    /// Queue pairs that exist, orphans included.
+    pub qps: u64,
+    /// Completion queues that exist.
+    pub cqs: u64,
+    /// Memory regions that exist.
+    pub mrs: u64,
+    /// Functions that are attached.
+    pub functions: u64,
+    /// Windows that are mapped.
+    pub windows: u64,
+    /// Listeners that exist.
+    pub listeners: u64,
+    /// Queue pairs without holder whose memory still serves their peer.
+    pub orphans: u64,
+}
+
+/// Counters with the node they belong to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NodeCounters {
+    /// Node.
+    pub node: NodeId,
+    /// Its counters.
+    pub counters: Counters,
+}
