@@ -4,4 +4,5 @@
 //! Leaves out: any decision about roads, and the device itself.
 
 pub mod spi;
+pub mod sys;
 pub mod wsa;

@@ -434,7 +434,7 @@ pub struct Waiter {
     pub function: u32,
     /// Vector number.
     pub vector: u32,
-    /// The vector's eventfd in this process: readable after a fire. Drain it before the next arm.
+    /// Readable in this process after a fire. [`Waiting::drain`] it before the next arm.
     pub fd: RawFd,
 }
 
@@ -455,12 +455,17 @@ pub enum Link {
 pub trait Waiting: Send + Sync + core::fmt::Debug {
     /// Index of the function that `s` belongs to, in this process.
     fn function_of(&self, s: SpSocket) -> Option<u32>;
-    /// Functions this process uses now, by index, with the descriptor that hangs up when the device is gone.
+    /// Functions this process uses now, by index, with the descriptor that shows POLLHUP (never wait for
+    /// POLLIN on it) when the device is gone.
     fn functions(&self) -> Vec<(u32, Option<RawFd>)>;
     /// Takes a vector of a function for one waiter; it is drained and belongs to the caller until released.
     fn acquire(&self, function: u32) -> Result<Waiter, WsaError>;
     /// Gives a vector back.
     fn release(&self, waiter: Waiter);
+    /// Empties the waiter's descriptor. It need not be an eventfd: where vectors are scarce, several waiters watch one.
+    fn drain(&self, waiter: Waiter) {
+        crate::sys::drain(waiter.fd);
+    }
     /// Arms the completion queue of `s`; poll once more before sleeping.
     fn arm(&self, s: SpSocket, waiter: Waiter) -> Result<(), WsaError>;
     /// Arms the event queue of the waiter's function (connection events); call [`Waiting::progress`] once more before sleeping.

@@ -32,13 +32,25 @@ pub trait Attachment: Send + Sync {
     /// Unmaps a window; when it returns the device no longer touches the memory.
     fn dma_unmap(&self, iova: u64, len: u64) -> Result<(), AttachError>;
 
+    /// Fetches the memory of one of this function's own windows: a descriptor that the caller must close, the offset of the
+    /// window in it, and its length. For members of a fork family that lack the mapping.
+    fn window(&self, iova: u64) -> Result<(RawFd, u64, u64), AttachError> {
+        let _ = iova; // the default has no windows to offer
+        Err(AttachError::Refused {
+            what: "a window's descriptor",
+            // EOPNOTSUPP has the same number on every Linux architecture this runs on.
+            errno: 95,
+        })
+    }
+
     /// Connects interrupt vector `index` to an eventfd, or disconnects it.
     fn set_vector(&self, index: u8, eventfd: Option<RawFd>) -> Result<(), AttachError>;
 
     /// Wakes a sleeping device. Cheap to call too often.
     fn kick(&self);
 
-    /// Descriptor that shows POLLHUP or POLLIN when the device is gone, or `None` when it cannot go.
+    /// Descriptor that shows POLLHUP when the device is gone, or `None` when it cannot go. POLLIN says nothing: a reply may be
+    /// under way to another thread.
     fn hangup_fd(&self) -> Option<RawFd>;
 }
 
