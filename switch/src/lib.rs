@@ -7,11 +7,17 @@
 
 pub mod config;
 pub mod outcome;
+pub mod place;
+pub mod process;
 pub mod provider_table;
 pub mod socket;
 pub mod subnet;
 pub mod switch;
+pub mod sys;
+pub mod table;
+pub mod tcp;
 pub mod tcp_provider;
+pub mod telemetry;
 pub mod upcalls;
 
 pub use config::NodeConfig;
