@@ -3,10 +3,11 @@
 //! Place: the engine adds, `stat` reads. Invariants: cumulative ones never go down; gauges are counted when asked.
 
 use ring_proto::ids::NodeId;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Counters of one node. Field names are those of `sanlab stat --json`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Counters {
     /// Payload bytes that left memory of this node: SEND, WRITE, and READ as responder.

@@ -1,0 +1,191 @@
+//! Blocking client of the control socket.
+//!
+//! Place: `sanlab` commands. Invariants: one connection a call; a reply that does not come within [`TIMEOUT`] is an error, so that a
+//! stopped emulator hangs nobody. Source: ours.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use serde::de::DeserializeOwned;
+
+use super::{ChannelReply, Done, NodeConfig, Note, Pong, Refusal, Request, Stat};
+use crate::server::fd_pass::{self, Wait};
+
+/// How long a single wait for the emulator lasts.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest reply: a `stat` of very many connections.
+const REPLY_LIMIT: usize = 1 << 28;
+
+/// Why a control request failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// Nobody serves the socket.
+    #[error("no emulator serves {path}")]
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The emulator refused.
+    #[error("{0}")]
+    Refused(String),
+    /// The emulator did not answer in time.
+    #[error("the emulator at {path} does not answer")]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The emulator ended while it answered.
+    #[error("the emulator at {path} ended the connection without an answer")]
+    Ended {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The answer is not what was asked for: another version, most likely.
+    #[error("the emulator at {path} answered something unknown: {detail}")]
+    BadReply {
+        /// The socket.
+        path: PathBuf,
+        /// What the parser says.
+        detail: String,
+    },
+    /// A socket operation failed.
+    #[error("cannot talk to {path}: {source}")]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Asks who serves the socket.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn ping(socket: &Path) -> Result<Pong, ControlError> {
+    ask(socket, &Request::Ping).map(|(reply, _)| reply)
+}
+
+/// Asks for counters, connections and totals.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn stat(socket: &Path) -> Result<Stat, ControlError> {
+    ask(socket, &Request::Stat).map(|(reply, _)| reply)
+}
+
+/// Asks for a cluster channel for a program of `node`. The descriptor is close-on-exec.
+///
+/// # Errors
+/// [`ControlError`]; `Refused` for an unknown node.
+pub fn channel(socket: &Path, node: &str) -> Result<(NodeConfig, OwnedFd), ControlError> {
+    let request = Request::Channel {
+        node: node.to_owned(),
+    };
+    let (reply, fd): (ChannelReply, _) = ask(socket, &request)?;
+    let fd = fd.ok_or_else(|| ControlError::BadReply {
+        path: socket.to_owned(),
+        detail: "no descriptor".into(),
+    })?;
+    Ok((reply.config, fd))
+}
+
+/// Reports a program that runs without the preload library.
+///
+/// # Errors
+/// [`ControlError`]; `Refused` for an unknown node or reason.
+pub fn note(socket: &Path, note: Note) -> Result<(), ControlError> {
+    ask(socket, &Request::Note(note)).map(|(Done { .. }, _)| ())
+}
+
+/// Ends the emulator. When it returns the end is under way, not over.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn shutdown(socket: &Path) -> Result<(), ControlError> {
+    ask(socket, &Request::Shutdown).map(|(Done { .. }, _)| ())
+}
+
+fn ask<T: DeserializeOwned>(
+    path: &Path,
+    request: &Request,
+) -> Result<(T, Option<OwnedFd>), ControlError> {
+    let stream = UnixStream::connect(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NotRunning {
+            path: path.to_owned(),
+        },
+        _ => socket_error(path)(source),
+    })?;
+    for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
+        set(&stream, Some(TIMEOUT)).map_err(socket_error(path))?;
+    }
+    let mut line = serde_json::to_vec(request).expect("requests are made of strings and numbers");
+    line.push(b'\n');
+    send_all(&stream, &line).map_err(|errno| broken(path, errno))?;
+    let (reply, fd) = receive_line(&stream, path)?;
+    if let Ok(Refusal { ok: false, error }) = serde_json::from_slice(&reply) {
+        return Err(ControlError::Refused(error));
+    }
+    let reply = serde_json::from_slice(&reply).map_err(|error| ControlError::BadReply {
+        path: path.to_owned(),
+        detail: error.to_string(),
+    })?;
+    Ok((reply, fd))
+}
+
+fn send_all(stream: &UnixStream, mut bytes: &[u8]) -> Result<(), Errno> {
+    while !bytes.is_empty() {
+        let sent = fd_pass::send(stream.as_fd(), bytes, &[], Wait::Yes)?;
+        bytes = &bytes[sent..];
+    }
+    Ok(())
+}
+
+fn receive_line(
+    stream: &UnixStream,
+    path: &Path,
+) -> Result<(Vec<u8>, Option<OwnedFd>), ControlError> {
+    let mut line = Vec::new();
+    let mut fd = None;
+    let mut chunk = vec![0; 64 * 1024];
+    loop {
+        let received = fd_pass::receive(stream.as_fd(), &mut chunk, 1, Wait::Yes)
+            .map_err(|errno| broken(path, errno))?;
+        fd = received.fds.into_iter().next().or(fd);
+        let got = &chunk[..received.bytes];
+        if let Some(end) = got.iter().position(|&b| b == b'\n') {
+            line.extend_from_slice(&got[..end]);
+            return Ok((line, fd));
+        }
+        if got.is_empty() || line.len() > REPLY_LIMIT {
+            return Err(ControlError::Ended {
+                path: path.to_owned(),
+            });
+        }
+        line.extend_from_slice(got);
+    }
+}
+
+fn broken(path: &Path, errno: Errno) -> ControlError {
+    let path = path.to_owned();
+    match errno {
+        Errno::EAGAIN => ControlError::Silent { path },
+        Errno::EPIPE | Errno::ECONNRESET => ControlError::Ended { path },
+        errno => ControlError::Socket {
+            path,
+            source: errno.into(),
+        },
+    }
+}
+
+fn socket_error(path: &Path) -> impl Fn(io::Error) -> ControlError + '_ {
+    move |source| ControlError::Socket {
+        path: path.to_owned(),
+        source,
+    }
+}

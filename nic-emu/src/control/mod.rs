@@ -1,0 +1,275 @@
+//! The control socket: what the command line asks a running emulator.
+//!
+//! Place: `<dir>/control.sock`; the server side runs in the control thread, [`client`] in `sanlab` commands.
+//! Invariants: one request and one reply a connection, each one line of JSON; a reply without `"ok":false` is the answer; only CHANNEL
+//! carries a descriptor. Fields may be added, never renamed.
+//! Source: ours (docs/cluster.md). Leaves out: anything on the data path, and who may connect, which the listening socket decides.
+
+use serde::{Deserialize, Serialize};
+
+pub mod client;
+pub(crate) mod connection;
+
+use crate::device::Counters;
+
+/// Name of the socket in a cluster's directory.
+pub const SOCKET_NAME: &str = "control.sock";
+/// Version of the objects.
+pub const SCHEMA: u32 = 1;
+
+/// A request.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "snake_case")]
+pub enum Request {
+    /// Who are you? Answered with [`Pong`].
+    Ping,
+    /// What is going on? Answered with [`Stat`].
+    Stat,
+    /// A cluster channel for one program. Answered with [`ChannelReply`] and the descriptor.
+    Channel {
+        /// Node of the program.
+        node: String,
+    },
+    /// A program runs that cannot be hooked. Answered with [`Done`].
+    Note(Note),
+    /// End. Answered with [`Done`] before it happens.
+    Shutdown,
+}
+
+/// Report of the launcher about a program that runs without the preload library.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Note {
+    /// Node it was started on.
+    pub node: String,
+    /// Program.
+    pub program: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Name of a reason from the closed list, such as `static_binary`.
+    pub reason: String,
+}
+
+/// Plain success.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// True.
+    pub ok: bool,
+}
+
+/// A refusal.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    /// False.
+    pub ok: bool,
+    /// Why, for people.
+    pub error: String,
+}
+
+/// Answer to PING.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Pong {
+    /// True.
+    pub ok: bool,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Process id of the emulator.
+    pub emulator_pid: u32,
+    /// Its nodes.
+    pub nodes: Vec<NodeEntry>,
+}
+
+/// A node with its addresses, such as `127.77.0.1/24`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeEntry {
+    /// Name.
+    pub name: String,
+    /// Addresses with prefix length.
+    pub addresses: Vec<String>,
+}
+
+/// Answer to CHANNEL.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ChannelReply {
+    /// True.
+    pub ok: bool,
+    /// What the program's switch has to know.
+    pub config: NodeConfig,
+}
+
+/// What a program is told about its node, the JSON of [`ring_proto::channel::ENV_CONFIG`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeConfig {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Name of the node.
+    pub node: String,
+    /// Number of the node, from 1: the last byte of its address in loopback mode.
+    pub node_id: u32,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// C of 127.77.C.0/24, in loopback mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<u8>,
+    /// Whether wildcard listeners are on the SAN.
+    pub wildcard_on_san: bool,
+    /// All nodes.
+    pub nodes: Vec<NodeEntry>,
+    /// SAN service providers in order of preference.
+    pub providers: Vec<ProviderEntry>,
+}
+
+/// An entry of the provider list.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ProviderEntry {
+    /// Unique id.
+    pub id: String,
+    /// Name for people.
+    pub name: String,
+    /// False: listed but not used.
+    pub enabled: bool,
+}
+
+/// Answer to STAT: the object of `sanlab stat --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Stat {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Process id of the emulator.
+    pub emulator_pid: u32,
+    /// Nodes with their NIC counters.
+    pub nodes: Vec<NodeStat>,
+    /// Live connections, as the processes tell.
+    pub connections: Vec<ConnectionStat>,
+    /// Sums over all processes since the start, as they told.
+    pub totals: Vec<NodeTotals>,
+    /// How often connections took TCP, by reason.
+    pub fallbacks: Vec<Fallback>,
+    /// Programs whose traffic the cluster does not see.
+    pub ungoverned: Vec<Ungoverned>,
+    /// Remarks of checkers; none are built yet.
+    pub findings: Vec<String>,
+}
+
+/// A node in [`Stat`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeStat {
+    /// Name.
+    pub name: String,
+    /// Addresses with prefix length.
+    pub addresses: Vec<String>,
+    /// Counters of its NIC.
+    pub counters: Counters,
+}
+
+/// A live connection in [`Stat`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ConnectionStat {
+    /// Node of the process.
+    pub node: String,
+    /// The process.
+    pub pid: u64,
+    /// Its program.
+    pub program: String,
+    /// Local `ip:port`.
+    pub local: String,
+    /// Remote `ip:port`.
+    pub remote: String,
+    /// `san` or `tcp`.
+    pub road: String,
+    /// Why it is not on the SAN.
+    pub reason: Option<String>,
+    /// Transfer mode on the SAN: `copy` or `window`.
+    pub mode: Option<String>,
+    /// Stream bytes sent.
+    pub tx_bytes: u64,
+    /// Stream bytes received.
+    pub rx_bytes: u64,
+}
+
+/// Sums of a node in [`Stat`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeTotals {
+    /// Node.
+    pub node: String,
+    /// Stream bytes sent over the SAN.
+    pub san_tx_bytes: u64,
+    /// Stream bytes received over the SAN.
+    pub san_rx_bytes: u64,
+    /// Connections that took TCP.
+    pub tcp_connections: u64,
+    /// Connections that took the SAN.
+    pub san_connections: u64,
+}
+
+/// A reason in [`Stat`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Fallback {
+    /// Node.
+    pub node: String,
+    /// Name from the closed list.
+    pub reason: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// A program in [`Stat`] that runs without the preload library.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Ungoverned {
+    /// Node.
+    pub node: String,
+    /// Its process id.
+    pub pid: u64,
+    /// Program.
+    pub program: String,
+    /// Why it is not hooked.
+    pub what: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_look_as_documented() {
+        for (text, request) in [
+            (r#"{"cmd":"ping"}"#, Request::Ping),
+            (r#"{"cmd":"stat"}"#, Request::Stat),
+            (r#"{"cmd":"shutdown"}"#, Request::Shutdown),
+            (
+                r#"{"cmd":"channel","node":"a"}"#,
+                Request::Channel { node: "a".into() },
+            ),
+            (
+                r#"{"cmd":"note","node":"a","program":"p","pid":7,"reason":"go_binary"}"#,
+                Request::Note(Note {
+                    node: "a".into(),
+                    program: "p".into(),
+                    pid: 7,
+                    reason: "go_binary".into(),
+                }),
+            ),
+        ] {
+            assert_eq!(serde_json::to_string(&request).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn a_cluster_without_subnet_leaves_the_key_out() {
+        let config = NodeConfig {
+            cluster: "c".into(),
+            node: "a".into(),
+            node_id: 1,
+            addresses: vec![],
+            subnet: None,
+            wildcard_on_san: true,
+            nodes: vec![],
+            providers: vec![],
+        };
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(!text.contains("subnet"), "{text}");
+        assert_eq!(serde_json::from_str::<NodeConfig>(&text).unwrap(), config);
+    }
+}

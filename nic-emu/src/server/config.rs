@@ -1,0 +1,233 @@
+//! What a cluster consists of: its name, its run directory, its nodes.
+//!
+//! Place: the command line makes one and hands it to [`super::serve`]. Invariants: names are safe in paths and unique, addresses are
+//! unique; checked by [`ClusterConfig::check`] before anything is touched.
+//! Source: ours (docs/cluster.md). Leaves out: parsing of cluster files, which is the command line's.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::ServeError;
+use crate::device;
+
+/// Most nodes of a cluster: what a /24 of node addresses has room for.
+pub const NODE_LIMIT: usize = 253;
+/// Longest node or cluster name in bytes.
+const NAME_LIMIT: usize = 64;
+
+/// A cluster to serve.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ClusterConfig {
+    /// Name of the cluster.
+    pub name: String,
+    /// Directory for `control.sock` and the nodes' device sockets; made with mode 0700 when it does not exist.
+    pub dir: PathBuf,
+    /// Nodes, in the order of their numbers.
+    pub nodes: Vec<NodeSpec>,
+    /// C of the cluster's subnet 127.77.C.0/24, in loopback mode.
+    #[serde(default)]
+    pub subnet: Option<u8>,
+    /// Whether listeners on the wildcard address are on the SAN too.
+    #[serde(default = "yes")]
+    pub wildcard_on_san: bool,
+    /// What a connect meets at a full backlog.
+    #[serde(default)]
+    pub backlog_full: BacklogFull,
+}
+
+/// A node to serve.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// Name.
+    pub name: String,
+    /// Addresses of its NIC; a node may have none.
+    #[serde(default)]
+    pub addresses: Vec<NodeAddress>,
+}
+
+/// See [`device::BacklogFull`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BacklogFull {
+    /// The request waits up to its limit.
+    #[default]
+    Hold,
+    /// The request is refused at once.
+    Refuse,
+}
+
+impl From<BacklogFull> for device::BacklogFull {
+    fn from(from: BacklogFull) -> Self {
+        match from {
+            BacklogFull::Hold => Self::Hold,
+            BacklogFull::Refuse => Self::Refuse,
+        }
+    }
+}
+
+/// Address with the length of its subnet's prefix, written `127.77.0.1/24`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct NodeAddress {
+    /// The address.
+    pub ip: Ipv4Addr,
+    /// Bits of the prefix.
+    pub prefix: u8,
+}
+
+/// A text that is no [`NodeAddress`].
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{0:?} is not an IPv4 address with a prefix length, such as 127.77.0.1/24")]
+pub struct BadAddress(pub String);
+
+impl FromStr for NodeAddress {
+    type Err = BadAddress;
+
+    fn from_str(text: &str) -> Result<Self, BadAddress> {
+        let bad = || BadAddress(text.to_owned());
+        let (ip, prefix) = text.split_once('/').ok_or_else(bad)?;
+        let ip = ip.parse().map_err(|_| bad())?;
+        match prefix.parse() {
+            Ok(prefix) if prefix <= 32 => Ok(Self { ip, prefix }),
+            _ => Err(bad()),
+        }
+    }
+}
+
+impl TryFrom<String> for NodeAddress {
+    type Error = BadAddress;
+
+    fn try_from(text: String) -> Result<Self, BadAddress> {
+        text.parse()
+    }
+}
+
+impl From<NodeAddress> for String {
+    fn from(from: NodeAddress) -> Self {
+        from.to_string()
+    }
+}
+
+impl fmt::Display for NodeAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.ip, self.prefix)
+    }
+}
+
+impl ClusterConfig {
+    /// Checks names and addresses; touches nothing.
+    ///
+    /// # Errors
+    /// [`ServeError::Config`] with the name or address at fault.
+    pub fn check(&self) -> Result<(), ServeError> {
+        let refuse = |problem: String| {
+            Err(ServeError::Config {
+                cluster: self.name.clone(),
+                problem,
+            })
+        };
+        if !is_name(&self.name) {
+            return refuse(format!("{:?} is not a name: {NAME_RULE}", self.name));
+        }
+        if self.nodes.is_empty() || self.nodes.len() > NODE_LIMIT {
+            return refuse(format!(
+                "{} nodes; a cluster has 1 to {NODE_LIMIT}",
+                self.nodes.len()
+            ));
+        }
+        let mut names = HashSet::new();
+        let mut addresses = HashSet::new();
+        for node in &self.nodes {
+            if !is_name(&node.name) {
+                return refuse(format!("{:?} is not a node name: {NAME_RULE}", node.name));
+            }
+            if !names.insert(&node.name) {
+                return refuse(format!("two nodes are called {}", node.name));
+            }
+            for address in &node.addresses {
+                if !addresses.insert(address.ip) {
+                    return refuse(format!("address {} is given twice", address.ip));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+const NAME_RULE: &str = "1 to 64 letters, digits, '-' and '_', not starting with '-'";
+
+fn is_name(name: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=NAME_LIMIT).contains(&name.len()) && name.bytes().all(word) && !name.starts_with('-')
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(nodes: &[(&str, &str)]) -> ClusterConfig {
+        ClusterConfig {
+            name: "c".into(),
+            dir: "/nowhere".into(),
+            nodes: nodes
+                .iter()
+                .map(|(name, address)| NodeSpec {
+                    name: (*name).into(),
+                    addresses: vec![address.parse().unwrap()],
+                })
+                .collect(),
+            subnet: Some(0),
+            wildcard_on_san: true,
+            backlog_full: BacklogFull::Hold,
+        }
+    }
+
+    #[test]
+    fn sound_clusters_pass_and_survive_json() {
+        let config = cluster(&[("a", "127.77.0.1/24"), ("b", "127.77.0.2/24")]);
+        config.check().unwrap();
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(
+            serde_json::from_str::<ClusterConfig>(&text).unwrap(),
+            config
+        );
+        let text = r#"{"name":"c","dir":"/d","nodes":[{"name":"a"}],"backlog_full":"refuse"}"#;
+        let config: ClusterConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(config.backlog_full, BacklogFull::Refuse);
+        assert!(config.wildcard_on_san && config.subnet.is_none());
+    }
+
+    #[test]
+    fn bad_names_and_duplicates_are_named() {
+        let a = "127.77.0.1/24";
+        for (nodes, word) in [
+            (vec![], "0 nodes"),
+            (vec![("..", a)], ".."),
+            (vec![("a/b", a)], "a/b"),
+            (vec![("", a)], "node name"),
+            (vec![("a", a), ("a", "127.77.0.2/24")], "called a"),
+            (vec![("a", a), ("b", "127.77.0.1/16")], "127.77.0.1"),
+        ] {
+            let error = cluster(&nodes).check().unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn addresses_need_a_prefix() {
+        for text in ["127.77.0.1", "127.77.0.1/33", "x/24", "127.77.0.1/", ""] {
+            assert!(text.parse::<NodeAddress>().is_err(), "{text}");
+        }
+        let address: NodeAddress = "10.0.0.1/8".parse().unwrap();
+        assert_eq!(address.to_string(), "10.0.0.1/8");
+    }
+}

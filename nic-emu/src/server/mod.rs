@@ -1,0 +1,210 @@
+//! The device as a process: sockets, control thread, engine thread.
+//!
+//! Place: `sanlab up` and the `nic-emu` binary call [`serve`] or [`serve_devices`], which block until the end is asked for.
+//! Invariants: one control thread reads everything that clients send and never waits for one of them; one engine thread owns the
+//! device; what is made in the file system is removed at the end.
+//! Source: ours (ARCHITECTURE.md). Leaves out: making processes of its own, privileges, name spaces.
+//!
+//! ```text
+//!  control.sock ──┐                         ┌── calls ──> engine thread: Device
+//!  a/nic0.sock ───┤                         │                 ^ doorbells (BAR2), kicks (eventfd)
+//!  channels ──────┼──> control thread ──────┘                 │
+//!  processes ─────┤     (epoll)                            clients
+//!  functions ─────┘
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tracing::{debug, info};
+
+mod channel;
+mod config;
+pub(crate) mod epoll;
+mod error;
+pub(crate) mod fd_pass;
+mod listen;
+mod log_budget;
+mod reactor;
+mod runtime;
+mod signals;
+mod stat;
+mod telemetry;
+mod vfio;
+
+pub use config::{BacklogFull, BadAddress, ClusterConfig, NODE_LIMIT, NodeAddress, NodeSpec};
+pub use error::ServeError;
+pub use runtime::{EngineGone, EngineHandle, EngineThread};
+
+use self::error::system;
+use self::listen::{Listener, RunDirectories};
+use self::reactor::Reactor;
+use self::signals::Signals;
+use crate::control;
+use crate::device::{Device, DeviceOptions};
+
+/// Name of a node's device socket in its directory.
+pub const DEVICE_SOCKET_NAME: &str = "nic0.sock";
+
+/// Serves a cluster until a shutdown request, SIGINT or SIGTERM; calls `on_ready` once everything accepts.
+///
+/// # Errors
+/// [`ServeError`] when it could not start, or lost its engine.
+pub fn serve(config: &ClusterConfig, on_ready: impl FnOnce()) -> Result<(), ServeError> {
+    // Before any thread is made: all of them inherit the mask.
+    let signals = Signals::take().map_err(system("signalfd"))?;
+    let mut server = Server::start(config)?;
+    server.reactor.watch_signals(signals)?;
+    on_ready();
+    server.run()
+}
+
+/// Serves devices alone, each on a socket of its own, until SIGINT or SIGTERM.
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_devices(
+    devices: Vec<DeviceSocket>,
+    on_ready: impl FnOnce(),
+) -> Result<(), ServeError> {
+    let signals = Signals::take().map_err(system("signalfd"))?;
+    let mut server = Server::start_devices(devices)?;
+    server.reactor.watch_signals(signals)?;
+    on_ready();
+    server.run()
+}
+
+/// A node with the path of its device socket.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceSocket {
+    /// Node.
+    pub node: NodeSpec,
+    /// Where its device is served.
+    pub path: PathBuf,
+}
+
+/// A server in the caller's process, for tests and embedders: accepts once started, works in [`Server::run`].
+#[derive(Debug)]
+pub struct Server {
+    // First to go: connections and socket files, then the directories they lay in.
+    reactor: Reactor,
+    _directories: RunDirectories,
+}
+
+/// Ends a [`Server`] from another thread.
+#[derive(Clone, Debug)]
+pub struct StopHandle(Arc<epoll::WakeFd>);
+
+impl StopHandle {
+    /// Makes [`Server::run`] return.
+    pub fn stop(&self) {
+        self.0.wake();
+    }
+}
+
+impl Server {
+    /// Makes directory, sockets, device and engine of a cluster.
+    ///
+    /// # Errors
+    /// [`ServeError`]; nothing is left behind.
+    pub fn start(config: &ClusterConfig) -> Result<Self, ServeError> {
+        config.check()?;
+        let mut directories = RunDirectories::default();
+        directories.ensure(&config.dir)?;
+        let control = Listener::bind(&config.dir.join(control::SOCKET_NAME))?;
+        let mut devices = Vec::new();
+        for node in &config.nodes {
+            let directory = config.dir.join(&node.name);
+            directories.ensure(&directory)?;
+            devices.push(Listener::bind(&directory.join(DEVICE_SOCKET_NAME))?);
+        }
+        Self::assemble(config.clone(), Some(control), devices, directories)
+    }
+
+    /// Makes device, engine and one socket per node; no control socket.
+    ///
+    /// # Errors
+    /// [`ServeError`]; nothing is left behind.
+    pub fn start_devices(devices: Vec<DeviceSocket>) -> Result<Self, ServeError> {
+        let (nodes, paths): (Vec<_>, Vec<_>) =
+            devices.into_iter().map(|d| (d.node, d.path)).unzip();
+        let config = ClusterConfig {
+            name: "nic-emu".into(),
+            dir: PathBuf::new(),
+            nodes,
+            subnet: None,
+            wildcard_on_san: true,
+            backlog_full: BacklogFull::default(),
+        };
+        config.check()?;
+        let listeners = paths
+            .iter()
+            .map(|path| Listener::bind(path))
+            .collect::<Result<_, _>>()?;
+        Self::assemble(config, None, listeners, RunDirectories::default())
+    }
+
+    fn assemble(
+        config: ClusterConfig,
+        control: Option<Listener>,
+        devices: Vec<Listener>,
+        directories: RunDirectories,
+    ) -> Result<Self, ServeError> {
+        raise_descriptor_limit();
+        let mut device = Device::new(DeviceOptions {
+            backlog_full: config.backlog_full.into(),
+            ..DeviceOptions::default()
+        });
+        let nodes: Vec<_> = config
+            .nodes
+            .iter()
+            .map(|node| {
+                let addresses: Vec<_> = node.addresses.iter().map(|a| a.ip).collect();
+                device.add_node(&node.name, &addresses)
+            })
+            .collect();
+        let engine = EngineThread::start(device)?;
+        let mut reactor = Reactor::new(config, engine)?;
+        if let Some(control) = control {
+            reactor.serve_control(control)?;
+        }
+        for (node, listener) in nodes.into_iter().zip(devices) {
+            info!(node = node.0, path = %listener.path().display(), "device socket");
+            reactor.serve_device(node, listener)?;
+        }
+        Ok(Self {
+            reactor,
+            _directories: directories,
+        })
+    }
+
+    /// Hands work to the engine from outside of the control thread.
+    #[must_use]
+    pub fn engine(&self) -> EngineHandle {
+        self.reactor.engine()
+    }
+
+    /// A handle that ends the server.
+    #[must_use]
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle(self.reactor.stop_fd())
+    }
+
+    /// Works until somebody asks for the end, then closes and removes everything.
+    ///
+    /// # Errors
+    /// [`ServeError::EngineGone`], [`ServeError::System`].
+    pub fn run(mut self) -> Result<(), ServeError> {
+        self.reactor.run()
+    }
+}
+
+/// Every function costs a handful of descriptors: take as many as we may have.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(errno) = raised {
+        debug!(%errno, "descriptor limit stays as it is");
+    }
+}

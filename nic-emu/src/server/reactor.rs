@@ -1,0 +1,532 @@
+//! The control loop: everything that clients send, one event after the other.
+//!
+//! Place: the control thread runs [`Reactor::run`]. Invariants: no source is waited for, each gets a bounded turn; a descriptor leaves
+//! epoll before it is closed; what a process sent before its end is acted on before its end is; the number of sources is bounded.
+//! Source: ours. Leaves out: what the messages mean ([`super::vfio`], [`super::channel`], [`crate::control`]).
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use ring_proto::ids::{FunctionId, NodeId};
+use ring_proto::telemetry::Reason;
+use tracing::{debug, info, warn};
+
+use super::channel::{self, Channel, FamilyId, Next, Process};
+use super::config::ClusterConfig;
+use super::epoll::{EventBuffer, Interest, Poller, Sources, Token, WakeFd};
+use super::error::{ServeError, system};
+use super::listen::{Accepted, Listener};
+use super::log_budget::{LogBudget, now_ns};
+use super::runtime::{EngineGone, EngineHandle, EngineThread};
+use super::signals::Signals;
+use super::stat::{Ledger, Live, node_entries};
+use super::vfio::session::{self, Context, Session};
+use crate::control::connection::{self, Connection};
+use crate::control::{ChannelReply, Done, NodeConfig, Note, Pong, ProviderEntry, Request};
+
+/// Most sources at once: connections, processes, channels, listeners.
+const SOURCE_LIMIT: usize = 64 * 1024;
+/// Most control connections at once; each lives for one request.
+const CONTROL_LIMIT: usize = 64;
+/// Messages or connections taken from one source before the others get their turn.
+const BATCH: usize = 64;
+/// Id and name of the one provider that is compiled in.
+const PROVIDER: (&str, &str) = ("5a1ab000-0000-4000-8000-000000000001", "sanlab");
+
+/// The control loop's state.
+#[derive(Debug)]
+pub(crate) struct Reactor {
+    // Before the engine: connections end while it still runs.
+    sources: Sources<Watched>,
+    poller: Poller,
+    stop: Arc<WakeFd>,
+    stopping: bool,
+    config: ClusterConfig,
+    ledger: Ledger,
+    /// Families of functions that processes opened; functions of the listening sockets have none.
+    families: HashMap<FunctionId, FamilyId>,
+    next_family: u64,
+    control_connections: usize,
+    log: LogBudget,
+    engine: EngineThread,
+}
+
+#[derive(Debug)]
+struct Watched {
+    source: Source,
+    interest: Interest,
+}
+
+#[derive(Debug)]
+enum Source {
+    Stop(Arc<WakeFd>),
+    Signals(Signals),
+    ControlListener(Listener),
+    DeviceListener {
+        listener: Listener,
+        node: NodeId,
+    },
+    Control(Connection),
+    Session {
+        session: Box<Session>,
+        family: Option<FamilyId>,
+    },
+    Channel(Channel),
+    Process(Box<Process>),
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Stop(wake) => wake.as_fd(),
+            Self::Signals(signals) => signals.as_fd(),
+            Self::ControlListener(listener) | Self::DeviceListener { listener, .. } => {
+                listener.as_fd()
+            }
+            Self::Control(connection) => connection.as_fd(),
+            Self::Session { session, .. } => session.as_fd(),
+            Self::Channel(channel) => channel.as_fd(),
+            Self::Process(process) => process.as_fd(),
+        }
+    }
+}
+
+/// What becomes of a source after its turn.
+enum Turn {
+    Wait(Interest),
+    Close,
+}
+
+impl Reactor {
+    pub(crate) fn new(config: ClusterConfig, engine: EngineThread) -> Result<Self, ServeError> {
+        let stop = Arc::new(WakeFd::new().map_err(system("eventfd"))?);
+        let mut reactor = Self {
+            sources: Sources::new(SOURCE_LIMIT),
+            poller: Poller::new().map_err(system("epoll_create1"))?,
+            stop: Arc::clone(&stop),
+            stopping: false,
+            ledger: Ledger::new(config.nodes.len()),
+            config,
+            families: HashMap::new(),
+            next_family: 1,
+            control_connections: 0,
+            log: LogBudget::default(),
+            engine,
+        };
+        reactor.watch(Source::Stop(stop))?;
+        Ok(reactor)
+    }
+
+    pub(crate) fn engine(&self) -> EngineHandle {
+        self.engine.handle()
+    }
+
+    pub(crate) fn stop_fd(&self) -> Arc<WakeFd> {
+        Arc::clone(&self.stop)
+    }
+
+    pub(crate) fn watch_signals(&mut self, signals: Signals) -> Result<(), ServeError> {
+        self.watch(Source::Signals(signals))
+    }
+
+    pub(crate) fn serve_control(&mut self, listener: Listener) -> Result<(), ServeError> {
+        self.watch(Source::ControlListener(listener))
+    }
+
+    pub(crate) fn serve_device(
+        &mut self,
+        node: NodeId,
+        listener: Listener,
+    ) -> Result<(), ServeError> {
+        self.watch(Source::DeviceListener { listener, node })
+    }
+
+    /// Works until somebody asks for the end.
+    pub(crate) fn run(&mut self) -> Result<(), ServeError> {
+        let mut buffer = EventBuffer::new(128);
+        while !self.stopping {
+            let ready: Vec<_> = self
+                .poller
+                .wait(&mut buffer, None)
+                .map_err(system("epoll_wait"))?
+                .collect();
+            for token in ready {
+                self.turn(token)
+                    .map_err(|EngineGone| ServeError::EngineGone)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a source that the server cannot do without.
+    fn watch(&mut self, source: Source) -> Result<(), ServeError> {
+        self.add(source).map_err(system("epoll_ctl"))
+    }
+
+    /// Adds a source; when that is not possible it is closed.
+    fn add(&mut self, source: Source) -> Result<(), Errno> {
+        let watched = Watched {
+            source,
+            interest: Interest::READ,
+        };
+        let token = self.sources.insert(watched).map_err(|_| Errno::ENFILE)?;
+        let watched = self.sources.take(token).expect("inserted above");
+        match self
+            .poller
+            .add(watched.source.as_fd(), token, watched.interest)
+        {
+            Ok(()) => {
+                self.sources.put_back(token, watched);
+                Ok(())
+            }
+            Err(errno) => {
+                self.sources.retire(token);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Adds a source that a peer asked for.
+    fn add_or_drop(&mut self, source: Source) {
+        if let Err(errno) = self.add(source) {
+            self.complain("connection", &format!("dropped: {errno}"));
+        }
+    }
+
+    /// Gives one source its turn.
+    fn turn(&mut self, token: Token) -> Result<(), EngineGone> {
+        // An earlier event of the same batch may have ended it.
+        let Some(mut watched) = self.sources.take(token) else {
+            return Ok(());
+        };
+        let turn = self.work(&mut watched.source)?;
+        match turn {
+            Turn::Wait(interest) if interest == watched.interest => {
+                self.sources.put_back(token, watched);
+            }
+            Turn::Wait(interest) => {
+                watched.interest = interest;
+                let source = watched.source.as_fd();
+                if self.poller.modify(source, token, interest).is_ok() {
+                    self.sources.put_back(token, watched);
+                } else {
+                    self.close(token, watched.source)?;
+                }
+            }
+            Turn::Close => self.close(token, watched.source)?,
+        }
+        Ok(())
+    }
+
+    fn work(&mut self, source: &mut Source) -> Result<Turn, EngineGone> {
+        match source {
+            Source::Stop(_) => {
+                self.stopping = true;
+                Ok(Turn::Wait(Interest::READ))
+            }
+            Source::Signals(signals) => {
+                if let Some(signal) = signals.read() {
+                    info!(signal, "asked to end");
+                    self.stopping = true;
+                }
+                Ok(Turn::Wait(Interest::READ))
+            }
+            Source::ControlListener(listener) => {
+                for connection in self.accept(listener) {
+                    if self.control_connections == CONTROL_LIMIT {
+                        self.complain("control", "too many connections");
+                        continue;
+                    }
+                    self.control_connections += 1;
+                    self.add_or_drop(Source::Control(Connection::new(connection)));
+                }
+                Ok(Turn::Wait(Interest::READ))
+            }
+            Source::DeviceListener { listener, node } => {
+                for connection in self.accept(listener) {
+                    self.add_or_drop(Source::Session {
+                        session: Box::new(Session::new(connection, *node)),
+                        family: None,
+                    });
+                }
+                Ok(Turn::Wait(Interest::READ))
+            }
+            Source::Control(connection) => self.control(connection),
+            Source::Session { session, family } => self.session(session, *family),
+            Source::Channel(channel) => Ok(self.channel(channel)),
+            Source::Process(process) => self.process(process),
+        }
+    }
+
+    /// Ends a source and what hangs on it.
+    fn close(&mut self, token: Token, source: Source) -> Result<(), EngineGone> {
+        // Peers may hold our end too, so closing it would not take it out of epoll.
+        let _ = self.poller.remove(source.as_fd());
+        self.sources.retire(token);
+        let engine = self.engine.handle();
+        match source {
+            Source::Control(_) => self.control_connections -= 1,
+            Source::Session { session, .. } => {
+                if let Some(function) = session.function() {
+                    self.families.remove(&function);
+                    debug!(function = function.0, "function hung up");
+                }
+                session.close(&engine)?;
+            }
+            Source::Process(mut process) => {
+                let holders = process.take_holders();
+                engine.call(move |device| {
+                    for holder in holders {
+                        device.drop_holder(holder.function, holder.slot, holder.generation);
+                    }
+                })?;
+                if let Some(telemetry) = &mut process.telemetry {
+                    self.ledger.fold(process.node, telemetry.totals());
+                }
+            }
+            Source::Stop(_)
+            | Source::Signals(_)
+            | Source::ControlListener(_)
+            | Source::DeviceListener { .. }
+            | Source::Channel(_) => {}
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, listener: &mut Listener) -> Vec<OwnedFd> {
+        let mut connections = Vec::new();
+        for _ in 0..BATCH {
+            match listener.accept() {
+                Ok(Accepted::Connection(connection)) => connections.push(connection),
+                Ok(Accepted::Refused(reason)) => self.complain("connection", reason),
+                Ok(Accepted::Nothing) => break,
+                Err(errno) => {
+                    self.complain("accept", &errno.to_string());
+                    break;
+                }
+            }
+        }
+        connections
+    }
+
+    fn session(
+        &mut self,
+        session: &mut Session,
+        family: Option<FamilyId>,
+    ) -> Result<Turn, EngineGone> {
+        let before = session.function();
+        let engine = self.engine.handle();
+        let step = session.ready(&mut Context {
+            engine: &engine,
+            log: &mut self.log,
+        })?;
+        if let (None, Some(function), Some(family)) = (before, session.function(), family) {
+            self.families.insert(function, family);
+        }
+        Ok(match step {
+            session::Step::Open(interest) => Turn::Wait(interest),
+            session::Step::Closed => Turn::Close,
+        })
+    }
+
+    fn channel(&mut self, channel: &mut Channel) -> Turn {
+        for _ in 0..BATCH {
+            match channel::next(channel.as_fd()) {
+                Next::Request(channel::Request::Process(socket)) => {
+                    let family = FamilyId(self.next_family);
+                    self.next_family += 1;
+                    let process = Process::new(socket, channel.node, family);
+                    self.add_or_drop(Source::Process(Box::new(process)));
+                }
+                Next::Request(_) => self.complain("channel", "message of another socket"),
+                // The channel is shared by all programs of a run: one that talks nonsense must not cut off the others.
+                Next::Unsound(reason) => self.complain("channel", reason),
+                Next::Nothing => break,
+                Next::End => return Turn::Close,
+            }
+        }
+        Turn::Wait(Interest::READ)
+    }
+
+    fn process(&mut self, process: &mut Process) -> Result<Turn, EngineGone> {
+        for _ in 0..BATCH {
+            match channel::next(process.as_fd()) {
+                Next::Request(channel::Request::Process(socket)) => {
+                    let child = Process::new(socket, process.node, process.family);
+                    self.add_or_drop(Source::Process(Box::new(child)));
+                }
+                Next::Request(channel::Request::Telemetry(telemetry)) => {
+                    if process.telemetry.is_none() {
+                        process.telemetry = Some(telemetry);
+                    } else {
+                        self.complain("process", "second telemetry");
+                    }
+                }
+                Next::Request(channel::Request::OpenFunction(socket)) => {
+                    self.add_or_drop(Source::Session {
+                        session: Box::new(Session::new(socket, process.node)),
+                        family: Some(process.family),
+                    });
+                }
+                Next::Request(channel::Request::Holder(holder)) => {
+                    self.hold(process, holder)?;
+                }
+                Next::Unsound(reason) => self.complain("process", reason),
+                Next::Nothing => break,
+                Next::End => return Ok(Turn::Close),
+            }
+        }
+        Ok(Turn::Wait(Interest::READ))
+    }
+
+    fn hold(&mut self, process: &mut Process, holder: channel::Holder) -> Result<(), EngineGone> {
+        if self.families.get(&holder.function) != Some(&process.family) {
+            self.complain("process", "holder slot of a function of another family");
+            return Ok(());
+        }
+        let held = self.engine.handle().call(move |device| {
+            device.hold_process(holder.function, holder.slot, holder.generation)
+        })?;
+        match held {
+            Ok(()) if process.add_holder(holder) => {}
+            Ok(()) => self.complain("process", "too many holder slots"),
+            Err(error) => self.complain("process", &error.to_string()),
+        }
+        Ok(())
+    }
+
+    fn control(&mut self, connection: &mut Connection) -> Result<Turn, EngineGone> {
+        loop {
+            match connection.ready() {
+                connection::Step::Open(interest) => return Ok(Turn::Wait(interest)),
+                connection::Step::Closed => return Ok(Turn::Close),
+                connection::Step::Request(request) => self.answer(connection, request)?,
+            }
+        }
+    }
+
+    fn answer(&mut self, connection: &mut Connection, request: Request) -> Result<(), EngineGone> {
+        match request {
+            Request::Ping => connection.answer(
+                &Pong {
+                    ok: true,
+                    cluster: self.config.name.clone(),
+                    emulator_pid: std::process::id(),
+                    nodes: node_entries(&self.config),
+                },
+                Vec::new(),
+            ),
+            Request::Stat => {
+                let counters = self.engine.handle().call(|device| device.node_counters())?;
+                let processes: Vec<_> = self.sources.iter_mut().filter_map(live).collect();
+                let stat = self.ledger.stat(&self.config, &counters, &processes);
+                connection.answer(&stat, Vec::new());
+            }
+            Request::Channel { node } => match self.make_channel(&node) {
+                Ok((config, fd)) => {
+                    connection.answer(&ChannelReply { ok: true, config }, vec![fd]);
+                }
+                Err(error) => connection.refuse(&error),
+            },
+            Request::Note(note) => match self.note(&note) {
+                Ok(()) => connection.answer(&Done { ok: true }, Vec::new()),
+                Err(error) => connection.refuse(&error),
+            },
+            Request::Shutdown => {
+                info!("asked to end by a control request");
+                self.stopping = true;
+                connection.answer(&Done { ok: true }, Vec::new());
+            }
+        }
+        Ok(())
+    }
+
+    fn node(&self, name: &str) -> Result<NodeId, String> {
+        let found = (0u16..)
+            .zip(&self.config.nodes)
+            .find(|(_, node)| node.name == name);
+        found.map(|(id, _)| NodeId(id)).ok_or_else(|| {
+            let names: Vec<_> = self.config.nodes.iter().map(|n| n.name.as_str()).collect();
+            format!(
+                "cluster {} has no node {name:?}; its nodes are {}",
+                self.config.name,
+                names.join(", ")
+            )
+        })
+    }
+
+    /// Makes a cluster channel; our end is watched from now on.
+    fn make_channel(&mut self, name: &str) -> Result<(NodeConfig, OwnedFd), String> {
+        let node = self.node(name)?;
+        let broken = |errno: Errno| format!("cannot make a channel: {errno}");
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .map_err(broken)?;
+        self.add(Source::Channel(Channel { socket: ours, node }))
+            .map_err(broken)?;
+        let nodes = node_entries(&self.config);
+        let config = NodeConfig {
+            cluster: self.config.name.clone(),
+            node: name.to_owned(),
+            node_id: u32::from(node.0) + 1,
+            addresses: nodes
+                .iter()
+                .find(|entry| entry.name == name)
+                .map(|entry| entry.addresses.clone())
+                .unwrap_or_default(),
+            subnet: self.config.subnet,
+            wildcard_on_san: self.config.wildcard_on_san,
+            nodes,
+            providers: vec![ProviderEntry {
+                id: PROVIDER.0.into(),
+                name: PROVIDER.1.into(),
+                enabled: true,
+            }],
+        };
+        Ok((config, theirs))
+    }
+
+    fn note(&mut self, note: &Note) -> Result<(), String> {
+        let node = self.node(&note.node)?;
+        let reason = Reason::ALL
+            .into_iter()
+            .find(|reason| reason.name() == note.reason)
+            .ok_or_else(|| format!("{:?} is no reason of the closed list", note.reason))?;
+        self.ledger.note(node, reason, note);
+        Ok(())
+    }
+
+    /// Logs what a peer did wrong, not too often.
+    fn complain(&mut self, whom: &'static str, what: &str) {
+        if let Some(held_back) = self.log.spend(now_ns()) {
+            warn!(whom, what, held_back, "peer broke the rules");
+        }
+    }
+}
+
+/// What a process tells now, when the source is one that tells.
+fn live((_, watched): (Token, &mut Watched)) -> Option<Live> {
+    let Source::Process(process) = &mut watched.source else {
+        return None;
+    };
+    let node = process.node;
+    let telemetry = process.telemetry.as_mut()?;
+    Some(Live {
+        node,
+        totals: *telemetry.totals(),
+        report: telemetry.report(),
+    })
+}
+
+const _: () = {
+    // Node numbers are u16, and so are the indices of the configuration.
+    assert!(super::config::NODE_LIMIT <= u16::MAX as usize);
+    assert!(SOURCE_LIMIT <= u32::MAX as usize);
+};

@@ -1,0 +1,328 @@
+//! The engine thread: the one owner of the device, with its calls, its pumping and its sleep.
+//!
+//! Place: the control thread hands work in by [`EngineHandle::call`]; clients reach the engine by doorbells and kicks alone.
+//! Invariants: only this thread touches the [`Device`]; between two calls or kicks an idle engine sleeps in epoll and uses no CPU; a
+//! call or a kick that comes while it falls asleep wakes it, because their eventfds are watched edge-triggered and never read, so
+//! every write is an event.
+//! Hot: the pump loop of [`Engine::run`]: no allocation, log or lock while no call waits.
+//! Source: ours (docs/device.md, section "Doorbells", and the measurements there).
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use ring_proto::ids::{FunctionId, NodeId};
+use ring_proto::sync::{AtomicU32, Ordering};
+
+use super::epoll::{EventBuffer, Poller, Token, WakeFd};
+use super::error::{ServeError, system};
+use crate::device::{Device, DeviceError};
+
+/// How long an engine without work yields before it parks. Measured: under 20 us parties that take turns seldom sleep.
+const SPIN: Duration = Duration::from_micros(20);
+/// How often a busy engine looks for kicks of cold functions.
+const KICK_CHECK: Duration = Duration::from_micros(50);
+/// Token of the call eventfd; function ids are never 0.
+const CALLS: Token = Token(0);
+
+/// The engine thread has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the device engine has stopped")]
+pub struct EngineGone;
+
+type Call = Box<dyn FnOnce(&mut Engine) + Send>;
+
+/// What calls go through.
+struct Shared {
+    /// Waiting calls; `None` once the engine has ended.
+    calls: Mutex<Option<VecDeque<Call>>>,
+    /// Number of waiting calls. Written under the lock of `calls`; the engine looks at it without.
+    waiting: AtomicU32,
+    wake: WakeFd,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<Call>>> {
+        // No call runs under the lock, so nothing can panic under it.
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Hands work to the engine thread.
+#[derive(Clone)]
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for EngineHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineHandle").finish_non_exhaustive()
+    }
+}
+
+/// The engine thread. Dropping it ends the engine and waits for that.
+#[derive(Debug)]
+pub struct EngineThread {
+    handle: EngineHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Engine {
+    device: Device,
+    poller: Poller,
+    stop: bool,
+}
+
+impl EngineThread {
+    /// Starts the engine of `device`.
+    ///
+    /// # Errors
+    /// [`ServeError::System`] when the kernel gives no epoll, eventfd or thread.
+    pub fn start(device: Device) -> Result<Self, ServeError> {
+        let poller = Poller::new().map_err(system("epoll_create1"))?;
+        let wake = WakeFd::new().map_err(system("eventfd"))?;
+        poller
+            .add_eventfd(&wake, CALLS)
+            .map_err(system("epoll_ctl"))?;
+        let shared = Arc::new(Shared {
+            calls: Mutex::new(Some(VecDeque::new())),
+            waiting: AtomicU32::new(0),
+            wake,
+        });
+        let mut engine = Engine {
+            device,
+            poller,
+            stop: false,
+        };
+        let ours = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("nic-engine".into())
+            .spawn(move || {
+                // Also runs when a call panics: whoever waits for an answer learns that none will come.
+                let _closed = CloseOnDrop(&ours);
+                engine.run(&ours);
+            })
+            .map_err(|error| system("clone")(Errno::from_raw(error.raw_os_error().unwrap_or(0))))?;
+        Ok(Self {
+            handle: EngineHandle { shared },
+            thread: Some(thread),
+        })
+    }
+
+    /// A handle for other owners of work.
+    #[must_use]
+    pub fn handle(&self) -> EngineHandle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for EngineThread {
+    fn drop(&mut self) {
+        // An engine that is gone already needs no stopping.
+        let _ = self.handle.run(|engine| engine.stop = true);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the engine has been reported by its hook and to every caller.
+            drop(thread.join());
+        }
+    }
+}
+
+struct CloseOnDrop<'a>(&'a Shared);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        // Dropping the calls drops their reply channels, which is the answer.
+        drop(self.0.lock().take());
+    }
+}
+
+impl EngineHandle {
+    /// Runs `work` on the engine thread and returns what it returns.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub fn call<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Device) -> R + Send + 'static,
+    ) -> Result<R, EngineGone> {
+        self.run(|engine| work(&mut engine.device))
+    }
+
+    /// Attaches a function and watches its kick.
+    ///
+    /// # Errors
+    /// Outer: [`EngineGone`]. Inner: as [`Device::attach`].
+    pub fn attach(&self, node: NodeId) -> Result<Result<FunctionId, DeviceError>, EngineGone> {
+        self.run(move |engine| {
+            let function = engine.device.attach(node)?;
+            let watched = engine.device.kick_fd(function).and_then(|kick| {
+                engine
+                    .poller
+                    .add_eventfd(kick, token(function))
+                    .map_err(|error| DeviceError::system("epoll_ctl", error))
+            });
+            if let Err(error) = watched {
+                engine.device.detach(function);
+                return Err(error);
+            }
+            Ok(function)
+        })
+    }
+
+    /// Detaches a function.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub fn detach(&self, function: FunctionId) -> Result<(), EngineGone> {
+        self.run(move |engine| {
+            if let Ok(kick) = engine.device.kick_fd(function) {
+                // Clients may hold the eventfd for ever, and epoll watches the file, not the descriptor.
+                let _ = engine.poller.remove(kick);
+            }
+            engine.device.detach(function);
+        })
+    }
+
+    fn run<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Engine) -> R + Send + 'static,
+    ) -> Result<R, EngineGone> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        {
+            let mut calls = self.shared.lock();
+            let calls = calls.as_mut().ok_or(EngineGone)?;
+            calls.push_back(Box::new(move |engine| {
+                // The caller waits below until the reply or the end of the engine.
+                drop(reply.send(work(engine)));
+            }));
+            // Relaxed: a hint that the eventfd backs; the call itself is published by the lock.
+            self.shared.waiting.fetch_add(1, Ordering::Relaxed);
+        }
+        self.shared.wake.wake();
+        answer.recv().map_err(|_| EngineGone)
+    }
+}
+
+fn token(function: FunctionId) -> Token {
+    Token(u64::from(function.0))
+}
+
+impl Engine {
+    fn run(&mut self, shared: &Shared) {
+        let mut events = EventBuffer::new(64);
+        let mut idle_since: Option<Instant> = None;
+        let mut kicks_checked = Instant::now();
+        while !self.stop {
+            // Relaxed: a hint; the calls themselves come from under the lock, and a missed hint still has its eventfd.
+            if shared.waiting.load(Ordering::Relaxed) != 0 {
+                self.run_calls(shared);
+                idle_since = None;
+            }
+            let pumped = self.device.pump();
+            let now = Instant::now();
+            if pumped.served > 0 {
+                idle_since = None;
+                if now.duration_since(kicks_checked) >= KICK_CHECK {
+                    kicks_checked = now;
+                    self.take_events(&mut events, Some(0));
+                }
+                continue;
+            }
+            if now.duration_since(*idle_since.get_or_insert(now)) < SPIN {
+                // Yield, not pause: the parties may share this core.
+                let _ = nix::sched::sched_yield();
+                continue;
+            }
+            idle_since = None;
+            if self.device.try_park() {
+                let timeout = pumped
+                    .next_timer_ns
+                    .map(|at| at.saturating_sub(self.device.now_ns()));
+                self.take_events(&mut events, timeout);
+                self.device.unpark();
+                kicks_checked = Instant::now();
+            }
+        }
+    }
+
+    /// Runs the calls that wait now; later ones wait for the next round, so that callers cannot starve the rings.
+    fn run_calls(&mut self, shared: &Shared) {
+        let batch = shared.lock().as_mut().map(std::mem::take);
+        for call in batch.into_iter().flatten() {
+            shared.waiting.fetch_sub(1, Ordering::Relaxed);
+            call(self);
+        }
+    }
+
+    /// Waits for calls and kicks and makes the kicked functions hot.
+    fn take_events(&mut self, events: &mut EventBuffer, timeout_ns: Option<u64>) {
+        // epoll_wait fails for a bad buffer or descriptor only, and both are ours.
+        let Ok(events) = self.poller.wait(events, timeout_ns) else {
+            return;
+        };
+        for token in events {
+            if token != CALLS
+                && let Ok(function) = u32::try_from(token.0)
+            {
+                self.device.kicked(FunctionId(function));
+            }
+        }
+    }
+}
+
+/// Borrowed for the server's use: the file behind a function's BAR2 or kick, as a descriptor of the caller's own.
+pub(crate) fn duplicate(
+    fd: Result<std::os::fd::BorrowedFd<'_>, DeviceError>,
+) -> Result<std::os::fd::OwnedFd, DeviceError> {
+    fd?.as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| DeviceError::system("dup", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::DeviceOptions;
+
+    #[test]
+    fn calls_run_in_order_on_one_thread_and_answer() {
+        let engine = EngineThread::start(Device::new(DeviceOptions::default())).unwrap();
+        let handle = engine.handle();
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let handle = handle.clone();
+                std::thread::spawn(move || {
+                    let mut names = std::collections::HashSet::new();
+                    for _ in 0..500 {
+                        names.insert(
+                            handle
+                                .call(|_| std::thread::current().name().map(str::to_owned))
+                                .unwrap(),
+                        );
+                    }
+                    names
+                })
+            })
+            .collect();
+        for thread in threads {
+            let names = thread.join().unwrap();
+            assert_eq!(names.len(), 1);
+            assert!(names.contains(&Some("nic-engine".to_owned())));
+        }
+        drop(engine);
+        assert_eq!(handle.call(|_| ()), Err(EngineGone));
+    }
+
+    #[test]
+    fn a_panic_in_a_call_is_told_to_every_caller() {
+        let engine = EngineThread::start(Device::new(DeviceOptions::default())).unwrap();
+        let handle = engine.handle();
+        let answer: Result<(), _> = handle.call(|_| panic!("on purpose"));
+        assert_eq!(answer, Err(EngineGone));
+        assert_eq!(handle.call(|_| ()), Err(EngineGone));
+    }
+}

@@ -1,0 +1,158 @@
+//! The books of a cluster: totals per node, programs outside of it, and the answer to STAT.
+//!
+//! Place: the control thread keeps one [`Ledger`]. Invariants: totals never go down; what processes tell is folded once, at their end;
+//! the list of programs outside is bounded.
+//! Source: ours (docs/cluster.md, section "stat"). Leaves out: where the numbers come from ([`super::telemetry`], the device).
+
+use std::collections::VecDeque;
+
+use ring_proto::ids::NodeId;
+use ring_proto::telemetry::Reason;
+
+use super::config::ClusterConfig;
+use super::telemetry::{Connection, Report, Totals, printable};
+use crate::control::{
+    ConnectionStat, Fallback, NodeEntry, NodeStat, NodeTotals, Note, SCHEMA, Stat, Ungoverned,
+};
+use crate::device::{Counters, NodeCounters};
+
+/// Most programs outside of the cluster that are remembered, newest kept.
+const UNGOVERNED_LIMIT: usize = 1024;
+
+/// The books.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    /// Per node, of processes that have ended, and of notes.
+    ended: Vec<Totals>,
+    ungoverned: VecDeque<Ungoverned>,
+}
+
+/// A process that lives while STAT is answered.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) node: NodeId,
+    pub(crate) totals: Totals,
+    pub(crate) report: Report,
+}
+
+impl Ledger {
+    pub(crate) fn new(nodes: usize) -> Self {
+        Self {
+            ended: vec![Totals::default(); nodes],
+            ungoverned: VecDeque::new(),
+        }
+    }
+
+    /// Folds the numbers of a process that has ended.
+    pub(crate) fn fold(&mut self, node: NodeId, totals: &Totals) {
+        if let Some(ended) = self.ended.get_mut(usize::from(node.0)) {
+            ended.add(totals);
+        }
+    }
+
+    /// Notes a program that cannot be hooked: its connections are TCP, and nothing governs them.
+    pub(crate) fn note(&mut self, node: NodeId, reason: Reason, note: &Note) {
+        if let Some(ended) = self.ended.get_mut(usize::from(node.0)) {
+            ended.count(reason);
+        }
+        if self.ungoverned.len() == UNGOVERNED_LIMIT {
+            self.ungoverned.pop_front();
+        }
+        self.ungoverned.push_back(Ungoverned {
+            node: note.node.clone(),
+            pid: u64::from(note.pid),
+            program: printable(note.program.as_bytes()),
+            what: reason.name().to_owned(),
+        });
+    }
+
+    /// Answers STAT.
+    pub(crate) fn stat(
+        &self,
+        config: &ClusterConfig,
+        counters: &[NodeCounters],
+        processes: &[Live],
+    ) -> Stat {
+        let mut sums = self.ended.clone();
+        let mut connections = Vec::new();
+        for process in processes {
+            let at = usize::from(process.node.0);
+            let (Some(sum), Some(node)) = (sums.get_mut(at), config.nodes.get(at)) else {
+                continue;
+            };
+            sum.add(&process.totals);
+            let report = &process.report;
+            connections.extend(
+                report
+                    .connections
+                    .iter()
+                    .map(|connection| connection_stat(&node.name, report, connection)),
+            );
+        }
+        let by_node = || config.nodes.iter().zip(&sums);
+        Stat {
+            schema: SCHEMA,
+            cluster: config.name.clone(),
+            emulator_pid: std::process::id(),
+            nodes: (0u16..)
+                .zip(node_entries(config))
+                .map(|(id, NodeEntry { name, addresses })| NodeStat {
+                    name,
+                    addresses,
+                    counters: counters
+                        .iter()
+                        .find(|counters| counters.node == NodeId(id))
+                        .map_or_else(Counters::default, |counters| counters.counters),
+                })
+                .collect(),
+            connections,
+            totals: by_node()
+                .map(|(node, sum)| NodeTotals {
+                    node: node.name.clone(),
+                    san_tx_bytes: sum.san_tx_bytes,
+                    san_rx_bytes: sum.san_rx_bytes,
+                    tcp_connections: sum.tcp_connections,
+                    san_connections: sum.san_connections,
+                })
+                .collect(),
+            fallbacks: by_node()
+                .flat_map(|(node, sum)| {
+                    sum.named_fallbacks().map(|(reason, count)| Fallback {
+                        node: node.name.clone(),
+                        reason: reason.name().to_owned(),
+                        count,
+                    })
+                })
+                .collect(),
+            ungoverned: self.ungoverned.iter().cloned().collect(),
+            findings: Vec::new(),
+        }
+    }
+}
+
+/// The nodes of a cluster as control messages name them.
+pub(crate) fn node_entries(config: &ClusterConfig) -> Vec<NodeEntry> {
+    config
+        .nodes
+        .iter()
+        .map(|node| NodeEntry {
+            name: node.name.clone(),
+            addresses: node.addresses.iter().map(ToString::to_string).collect(),
+        })
+        .collect()
+}
+
+fn connection_stat(node: &str, report: &Report, connection: &Connection) -> ConnectionStat {
+    ConnectionStat {
+        node: node.to_owned(),
+        pid: report.pid,
+        program: report.program.clone(),
+        local: connection.local.to_string(),
+        remote: connection.remote.to_string(),
+        road: if connection.is_san { "san" } else { "tcp" }.to_owned(),
+        reason: connection.reason.map(|reason| reason.name().to_owned()),
+        mode: connection.mode.map(str::to_owned),
+        tx_bytes: connection.tx_bytes,
+        rx_bytes: connection.rx_bytes,
+    }
+}
