@@ -1,0 +1,115 @@
+//! `nic-emu`: the emulated SAN NIC on a socket, for driver developers who want nothing else.
+//!
+//! Place: a thin shell around [`nic_emu::server::serve_devices`]. Exit status: 0 after SIGINT or SIGTERM, 1 when it could not serve,
+//! 2 for a wrong command line. Leaves out: clusters, programs, the switch; that is `sanlab`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use nic_emu::server::{self, DeviceSocket, NodeAddress, NodeSpec};
+
+const EXAMPLES: &str = "\
+Examples:
+  One NIC with the address 127.77.0.1, on a vfio-user socket:
+      nic-emu --socket /tmp/nic.sock
+  Two nodes that can reach each other, each with its own socket:
+      nic-emu --socket '/tmp/nic-{node}.sock' --node a=10.0.0.1/24 --node b=10.0.0.2/24
+
+Every connection to a socket is a PCI function of its own. When all sockets accept, `ready` is printed.
+SIGINT and SIGTERM end it and remove the sockets. RUST_LOG=debug shows what clients do.
+The programmer's reference of the device is docs/device.md.";
+
+/// Serves an emulated SAN NIC over vfio-user.
+#[derive(Parser, Debug)]
+#[command(name = "nic-emu", version, after_help = EXAMPLES)]
+struct Arguments {
+    /// Where to make the device socket; with several nodes, `{node}` in it stands for the node's name.
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+
+    /// A node with an address of its NIC; prefix length 24 unless given, no address at all without `=`. Repeat it for more nodes, or
+    /// for more addresses of one.
+    #[arg(long = "node", value_name = "NAME=ADDR", default_value = "a=127.77.0.1/24", value_parser = parse_node)]
+    nodes: Vec<NodeSpec>,
+}
+
+fn parse_node(text: &str) -> Result<NodeSpec, String> {
+    let (name, addresses) = match text.split_once('=') {
+        None => (text, Vec::new()),
+        Some((name, address)) => {
+            let full = if address.contains('/') {
+                address.to_owned()
+            } else {
+                format!("{address}/24")
+            };
+            let address: NodeAddress = full.parse().map_err(|_| {
+                format!("{address:?} is not an IPv4 address such as 127.77.0.1 or 10.0.0.1/16")
+            })?;
+            (name, vec![address])
+        }
+    };
+    Ok(NodeSpec {
+        name: name.to_owned(),
+        addresses,
+    })
+}
+
+impl Arguments {
+    /// One socket per node.
+    fn devices(self) -> anyhow::Result<Vec<DeviceSocket>> {
+        let mut nodes: Vec<NodeSpec> = Vec::new();
+        for node in self.nodes {
+            match nodes.iter_mut().find(|known| known.name == node.name) {
+                Some(known) => known.addresses.extend(node.addresses),
+                None => nodes.push(node),
+            }
+        }
+        let path = self
+            .socket
+            .to_str()
+            .with_context(|| format!("{} is not UTF-8", self.socket.display()))?;
+        anyhow::ensure!(
+            nodes.len() == 1 || path.contains("{node}"),
+            "{} nodes need a socket each: put {{node}} into the path, as in --socket '/tmp/nic-{{node}}.sock'",
+            nodes.len()
+        );
+        let place = |node: NodeSpec| DeviceSocket {
+            path: path.replace("{node}", &node.name).into(),
+            node,
+        };
+        Ok(nodes.into_iter().map(place).collect())
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let devices = arguments.devices()?;
+    let paths: Vec<_> = devices.iter().map(|device| device.path.clone()).collect();
+    server::serve_devices(devices, || {
+        let mut out = std::io::stdout().lock();
+        for path in paths {
+            // A closed stdout is no reason not to serve.
+            let _ = writeln!(out, "{}", path.display());
+        }
+        let _ = writeln!(out, "ready");
+    })?;
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "nic-emu: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
