@@ -1,18 +1,52 @@
 //! The emulated NIC of a whole cluster, single-threaded.
 //!
-//! Place: the server's engine thread owns one [`Device`], the embedded device wraps one in a lock.
-//! Invariants: no thread, no lock, no socket inside; all numbers from clients are checked copies.
+//! Place: the server's engine thread owns one [`Device`], the embedded device wraps one in a lock. Clients write rings and doorbells
+//! in shared memory; [`Device::pump`] does what they say; completions, events and interrupts go back the same way.
+//! Invariants: no thread, no lock, no socket inside; every number from a client is checked on a private copy; a client harms itself
+//! only: its QP goes to ERR, or its function to FAILED. Ring bases, depths and indices are the device's own copies.
+//! Hot: `pump` and what it calls for a WQE (`engine`, `serve`, `queue`, `transfer`, `mr`, `cq`): no allocation, lock, log or system call.
+//! Source: verbs semantics by name; docs/device.md. Leaves out: links (everything is message mode), window mode, SRQ, atomics.
+//!
+//! ```text
+//!  engine   rounds: dirty words -> active QPs -> turns -> interrupts; parks
+//!  serve    one turn of a QP                               queue      fetch and check a WQE
+//!  transfer one WQE between two QPs                        mr window  keys -> memory
+//!  cq eq    what the client polls                          qp life    states, flush, orphans
+//!  admin cm holder registers   control                     timer table node counters
+//! ```
 
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
 use std::net::Ipv4Addr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use ring_proto::ids::{FunctionId, HolderSlot, NodeId};
+use ring_proto::ids::{FunctionId, NodeId};
 
+mod admin;
+mod cm;
 mod counters;
+mod cq;
+mod engine;
+mod eq;
 mod error;
+mod function;
+mod holder;
+mod life;
+mod mr;
+mod node;
+mod qp;
+mod queue;
+mod registers;
+mod serve;
+mod table;
+mod timer;
+mod transfer;
+mod window;
 
 pub use counters::{Counters, NodeCounters};
 pub use error::DeviceError;
+pub use node::NodeInfo;
 
 /// What a connect meets whose listener already has its backlog of waiting requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -59,44 +93,43 @@ pub struct Pumped {
     pub next_timer_ns: Option<u64>,
 }
 
-/// A node and its addresses.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct NodeInfo {
-    /// Number.
-    pub id: NodeId,
-    /// Name.
-    pub name: String,
-    /// Addresses of its port.
-    pub addresses: Vec<Ipv4Addr>,
+/// The device. See the module.
+pub struct Device {
+    options: DeviceOptions,
+    /// Tells this device from another one, in IDENTIFY.
+    cookie: u64,
+    clock: timer::Clock,
+    timers: timer::Timers,
+    nodes: node::Nodes,
+    functions: function::Functions,
+    cm: cm::Cm,
+    work: engine::Work,
 }
 
-/// The device. See the module.
-#[derive(Debug)]
-pub struct Device {}
-
-#[expect(
-    unused_variables,
-    clippy::unused_self,
-    reason = "signatures first; bodies follow in the next commits"
-)]
 impl Device {
     /// Makes a device without nodes.
     #[must_use]
     pub fn new(options: DeviceOptions) -> Self {
-        Self {}
+        let cookie = if options.virtual_time {
+            0
+        } else {
+            RandomState::new().build_hasher().finish()
+        };
+        Self {
+            clock: timer::Clock::new(options.virtual_time),
+            options,
+            cookie,
+            timers: timer::Timers::default(),
+            nodes: node::Nodes::default(),
+            functions: function::Functions::default(),
+            cm: cm::Cm::default(),
+            work: engine::Work::default(),
+        }
     }
 
     /// Adds a node whose port owns `addresses`.
     pub fn add_node(&mut self, name: &str, addresses: &[Ipv4Addr]) -> NodeId {
-        NodeId(0)
-    }
-
-    /// Attaches a new function to a node.
-    ///
-    /// # Errors
-    /// [`DeviceError::NoNode`], [`DeviceError::Limit`], [`DeviceError::System`].
-    pub fn attach(&mut self, node: NodeId) -> Result<FunctionId, DeviceError> {
-        Err(DeviceError::Unsupported("attach"))
+        self.nodes.add(name, addresses)
     }
 
     /// The memfd of the function's BAR2.
@@ -104,7 +137,7 @@ impl Device {
     /// # Errors
     /// [`DeviceError::NoFunction`].
     pub fn bar2(&self, function: FunctionId) -> Result<BorrowedFd<'_>, DeviceError> {
-        Err(DeviceError::Unsupported("bar2"))
+        Ok(self.function(function)?.bar_file.as_fd())
     }
 
     /// The eventfd with which the function's clients wake a parked device.
@@ -112,145 +145,73 @@ impl Device {
     /// # Errors
     /// [`DeviceError::NoFunction`].
     pub fn kick_fd(&self, function: FunctionId) -> Result<BorrowedFd<'_>, DeviceError> {
-        Err(DeviceError::Unsupported("kick_fd"))
-    }
-
-    /// Maps client memory.
-    ///
-    /// # Errors
-    /// Whatever [`DeviceError`] says about windows.
-    pub fn map(&mut self, function: FunctionId, request: WindowRequest) -> Result<(), DeviceError> {
-        Err(DeviceError::Unsupported("map"))
-    }
-
-    /// Unmaps the windows in a range; when it returns nothing touches the memory any more.
-    ///
-    /// # Errors
-    /// [`DeviceError::NoWindow`], [`DeviceError::NoFunction`].
-    pub fn unmap(&mut self, function: FunctionId, iova: u64, len: u64) -> Result<(), DeviceError> {
-        Err(DeviceError::Unsupported("unmap"))
-    }
-
-    /// Unmaps every window of a function.
-    ///
-    /// # Errors
-    /// [`DeviceError::NoFunction`].
-    pub fn unmap_all(&mut self, function: FunctionId) -> Result<(), DeviceError> {
-        Err(DeviceError::Unsupported("unmap_all"))
+        Ok(self.function(function)?.kick.as_fd())
     }
 
     /// File, offset and length of the window that starts at `iova`.
     #[must_use]
     pub fn window_fd(&self, function: FunctionId, iova: u64) -> Option<(BorrowedFd<'_>, u64, u64)> {
-        None
+        self.function(function).ok()?.windows.file(iova)
     }
 
-    /// Reads a register of BAR0.
-    ///
-    /// # Errors
-    /// [`DeviceError::BadRegister`], [`DeviceError::NoFunction`].
-    pub fn read_register(
-        &mut self,
-        function: FunctionId,
-        offset: u64,
-        len: u32,
-    ) -> Result<u64, DeviceError> {
-        Err(DeviceError::Unsupported("read_register"))
-    }
-
-    /// Writes a register of BAR0.
-    ///
-    /// # Errors
-    /// [`DeviceError::BadRegister`], [`DeviceError::NoFunction`].
-    pub fn write_register(
-        &mut self,
-        function: FunctionId,
-        offset: u64,
-        len: u32,
-        value: u64,
-    ) -> Result<(), DeviceError> {
-        Err(DeviceError::Unsupported("write_register"))
-    }
-
-    /// Connects interrupt vector `index` (0..64) to an eventfd, or disconnects it. The eventfd is made non-blocking.
-    ///
-    /// # Errors
-    /// [`DeviceError::NoFunction`], [`DeviceError::Limit`] for an index past the last vector.
-    pub fn set_vector(
-        &mut self,
-        function: FunctionId,
-        index: u8,
-        eventfd: Option<OwnedFd>,
-    ) -> Result<(), DeviceError> {
-        Err(DeviceError::Unsupported("set_vector"))
-    }
-
-    /// Fires a vector, as a test of the client's wiring does.
-    pub fn fire_vector(&mut self, function: FunctionId, index: u8) {}
-
-    /// A process answers for a holder slot from now on.
-    ///
-    /// # Errors
-    /// [`DeviceError::BadHolder`], [`DeviceError::NoFunction`].
-    pub fn hold_process(
-        &mut self,
-        function: FunctionId,
-        slot: HolderSlot,
-        generation: u32,
-    ) -> Result<(), DeviceError> {
-        Err(DeviceError::Unsupported("hold_process"))
-    }
-
-    /// The process that answered for a holder slot has ended: all its holds are released.
-    pub fn drop_holder(&mut self, function: FunctionId, slot: HolderSlot, generation: u32) {}
-
-    /// Destroys every object of a function; its windows, vectors and holder slots stay.
-    pub fn reset(&mut self, function: FunctionId) {}
-
-    /// The function's client has hung up: releases every holder and frees the function when no orphan needs it.
-    pub fn detach(&mut self, function: FunctionId) {}
-
-    /// Works one bounded round.
-    pub fn pump(&mut self) -> Pumped {
-        Pumped::default()
-    }
-
-    /// Publishes that the device is about to sleep; false when there is work after all, and then it is awake again.
-    #[must_use]
-    pub fn try_park(&mut self) -> bool {
-        true
-    }
-
-    /// The device is awake again.
-    pub fn unpark(&mut self) {}
-
-    /// The function's kick eventfd was written: drains it and makes the function hot.
-    pub fn kicked(&mut self, function: FunctionId) {}
-
-    /// The device's clock.
+    /// The device's clock: nanoseconds since it was made.
     #[must_use]
     pub fn now_ns(&self) -> u64 {
-        0
+        self.clock.now_ns()
     }
 
-    /// Moves the virtual clock.
-    pub fn advance(&mut self, ns: u64) {}
+    /// Moves the virtual clock; without virtual time it does nothing.
+    pub fn advance(&mut self, ns: u64) {
+        self.clock.advance(ns);
+    }
 
     /// Counters of every node.
     #[must_use]
     pub fn node_counters(&self) -> Vec<NodeCounters> {
-        Vec::new()
+        self.nodes
+            .iter()
+            .map(|(id, node)| {
+                let mut counters = node.counters;
+                for (_, function) in self.functions.iter().filter(|(_, f)| f.node == id) {
+                    let orphans = function.qps.iter().filter(|(_, qp)| qp.is_orphan).count();
+                    counters.functions += u64::from(!function.is_detached);
+                    counters.qps += function.qps.len() as u64;
+                    counters.orphans += orphans as u64;
+                    counters.cqs += function.cqs.len() as u64;
+                    counters.mrs += function.regions.table.len() as u64;
+                    counters.windows += function.windows.len() as u64;
+                    counters.listeners += function.listeners.len() as u64;
+                }
+                NodeCounters { node: id, counters }
+            })
+            .collect()
     }
 
     /// Every node.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeInfo> {
-        Vec::new()
+        self.nodes
+            .iter()
+            .map(|(id, node)| NodeInfo {
+                id,
+                name: node.name.clone(),
+                addresses: node.addresses.clone(),
+            })
+            .collect()
     }
 
     /// Node of an attached function.
     #[must_use]
     pub fn node_of(&self, function: FunctionId) -> Option<NodeId> {
-        None
+        self.function(function).ok().map(|function| function.node)
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device")
+            .field("options", &self.options)
+            .field("nodes", &self.nodes())
+            .finish_non_exhaustive()
     }
 }

@@ -1,0 +1,145 @@
+//! Completion queues: the ring of CQEs that the device writes and a client polls.
+//!
+//! Place: every finished WQE ends in [`Device::complete`]; the engine fires the armed vectors once per round.
+//! Invariants: a CQE never overwrites one that was not consumed; a queue that overran takes nothing more, and its QPs go to ERR. The
+//! client's consumer is believed only inside [what it had consumed, what was written]. Written CQEs are never read back.
+//! Hot: [`Cq::push`], [`Device::complete`]. Edges: cqe-publish (in `ring_proto::shared`). Source: verbs CQ; layout docs/device.md.
+
+use ring_proto::cqe::{Cqe, Publish};
+use ring_proto::shared::{Bar2, CqeRing};
+use ring_proto::status::{Syndrome, WcStatus};
+use ring_proto::sync::Ordering;
+
+use super::Device;
+use super::engine::Fire;
+
+/// Most CQs of a function.
+pub(crate) const CQ_LIMIT: u32 = 32_767;
+
+/// A completion queue.
+#[derive(Debug)]
+pub(crate) struct Cq {
+    /// `None` after its window went.
+    pub(crate) ring: Option<CqeRing>,
+    /// IOVA of the ring, to know when its window goes.
+    pub(crate) iova: u64,
+    pub(crate) slot: u32,
+    producer: u32,
+    cached_consumer: u32,
+    /// QP ends that complete here.
+    pub(crate) users: u32,
+    /// It overran, or its memory went: nothing is written any more.
+    pub(crate) is_broken: bool,
+    /// It stands on the engine's list of queues with news.
+    pub(crate) is_queued: bool,
+}
+
+/// What happened to a CQE.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pushed {
+    Written,
+    /// No room: the queue is broken from now on.
+    Overrun,
+    /// The queue was broken before.
+    Dropped,
+}
+
+/// A completion to be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Completed {
+    pub(crate) wr_id: u64,
+    pub(crate) byte_len: u32,
+    pub(crate) imm: u32,
+    pub(crate) qpn: u32,
+    pub(crate) opcode: u8,
+    /// Sender's QPN and flags, for receives.
+    pub(crate) src_qpn_flags: u32,
+    pub(crate) wqe_counter: u32,
+    pub(crate) status: WcStatus,
+    pub(crate) syndrome: Syndrome,
+}
+
+impl Cq {
+    pub(crate) fn new(ring: CqeRing, iova: u64, slot: u32) -> Self {
+        Self {
+            ring: Some(ring),
+            iova,
+            slot,
+            producer: 0,
+            cached_consumer: 0,
+            users: 0,
+            is_broken: false,
+            is_queued: false,
+        }
+    }
+
+    /// Writes a CQE, or breaks the queue.
+    #[inline]
+    fn push(&mut self, bar: &Bar2, entry: &Completed) -> Pushed {
+        let Some(ring) = self.ring.filter(|_| !self.is_broken) else {
+            return Pushed::Dropped;
+        };
+        let depth = ring.depth();
+        if depth.free(self.producer, self.cached_consumer) == 0 {
+            // Touched only when the cached copy says full. Relaxed would do for the bound; Acquire keeps the reuse of the element
+            // behind the client's reading of it.
+            let claimed = bar.line(self.slot).cq_consumer().load(Ordering::Acquire);
+            let consumed = claimed.wrapping_sub(self.cached_consumer);
+            if consumed == 0 || consumed > self.producer.wrapping_sub(self.cached_consumer) {
+                self.is_broken = true;
+                return Pushed::Overrun;
+            }
+            self.cached_consumer = claimed;
+        }
+        let cqe = Cqe {
+            wr_id: entry.wr_id,
+            byte_len: entry.byte_len,
+            imm: entry.imm,
+            qpn_opcode: entry.qpn | u32::from(entry.opcode) << 24,
+            src_qpn_flags: entry.src_qpn_flags,
+            publish: Publish {
+                wqe_counter: entry.wqe_counter,
+                status: entry.status,
+                syndrome: entry.syndrome,
+                phase: depth.phase(self.producer),
+            }
+            .pack(),
+        };
+        ring.publish(self.producer, &zerocopy::transmute!(cqe));
+        self.producer = self.producer.wrapping_add(1);
+        Pushed::Written
+    }
+}
+
+impl Device {
+    /// Writes a CQE; an overrun is dealt with after the present piece of work.
+    #[inline]
+    pub(crate) fn complete(&mut self, place: u32, cqn: u32, entry: &Completed) {
+        let Some(function) = self.functions.at_mut(place) else {
+            return;
+        };
+        let bar = function.bar;
+        let node = function.node;
+        let Some(cq) = function.cqs.find_mut(cqn) else {
+            return;
+        };
+        match cq.push(&bar, entry) {
+            Pushed::Written => {
+                if !cq.is_queued {
+                    cq.is_queued = true;
+                    self.work.fire.push(Fire::Cq { place, cqn });
+                }
+                let counters = self.nodes.counters(node);
+                counters.cqes += 1;
+                if entry.status != WcStatus::SUCCESS && entry.status != WcStatus::WR_FLUSH_ERR {
+                    counters.errors += 1;
+                }
+            }
+            Pushed::Overrun => {
+                self.nodes.counters(node).errors += 1;
+                self.work.broken_cqs.push((place, cqn));
+            }
+            Pushed::Dropped => {}
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Life of a QP: changes of state, flush, connecting and disconnecting, the end with or without a peer that still reads.
+//!
+//! Place: admin commands, the connection manager, holders and failures call in here.
+//! Invariants: in ERR every posted WQE completes with WR_FLUSH_ERR, also those posted later; all CQEs of a QP are written before an
+//! event about it; whoever waits for a QP that changes state is woken. An orphan has neither queues nor holders nor a doorbell slot.
+//!
+//! ```text
+//!   RESET -> INIT -> RTR -> RTS <-> SQD        any -> ERR, any -> RESET
+//!              \______________^ connection manager
+//! ```
+//!
+//! Source: verbs QP states (`ibv_modify_qp`, IBA vol. 1, chapter 10); orphans are ours. Hot: nothing.
+
+use ring_proto::admin::{AdminStatus, QpModify};
+use ring_proto::eqe::EventType;
+use ring_proto::ids::FunctionId;
+use ring_proto::status::{QpState, Syndrome};
+use ring_proto::sync::Ordering;
+
+use super::Device;
+use super::qp::{QpRef, RNR_FOREVER};
+use super::timer::Timer;
+
+/// How long an orphan waits for its peer to read it.
+const ORPHAN_NS: u64 = 60_000_000_000;
+
+impl Device {
+    /// Moves a QP to ERR and flushes it; wakes the peer's send that waits for it. False when it was there already.
+    pub(crate) fn qp_to_err(&mut self, at: QpRef) -> bool {
+        let Some(qp) = self.qp_mut(at) else {
+            return false;
+        };
+        let was_in_error = qp.state == QpState::ERR;
+        qp.state = QpState::ERR;
+        let timer = qp.hold_timer.take();
+        let waiter = qp.waiter.take();
+        if let Some(key) = timer {
+            self.timers.cancel(key);
+        }
+        self.flush(at);
+        if let Some(waiter) = waiter {
+            self.activate(waiter);
+        }
+        !was_in_error
+    }
+
+    /// Completes everything posted with WR_FLUSH_ERR.
+    pub(crate) fn flush(&mut self, at: QpRef) {
+        let Some(function) = self.functions.at_mut(at.place) else {
+            return;
+        };
+        let bar = function.bar;
+        let Some(qp) = function.qps.find_mut(at.qpn) else {
+            return;
+        };
+        let line = bar.line(qp.slot);
+        // A doorbell that lies in ERR ends its queue: nothing of it can be believed any more.
+        // EDGE sq-publish (acquire): as in `Qp::refresh`.
+        if !qp.sq.believe(line.sq_producer().load(Ordering::Acquire)) {
+            qp.sq.ring = None;
+        }
+        if !qp.rq.believe(line.rq_producer().load(Ordering::Acquire)) {
+            qp.rq.ring = None;
+        }
+        while let Some((cqn, entry)) = self.qp_mut(at).and_then(|qp| qp.next_flushed(at.qpn)) {
+            self.complete(at.place, cqn, &entry);
+        }
+    }
+
+    /// A QP goes to ERR for a reason that no completion tells.
+    pub(crate) fn fail_qp(&mut self, at: QpRef, syndrome: Syndrome) {
+        if self.qp_to_err(at) {
+            if let Some(function) = self.functions.at(at.place) {
+                self.nodes.counters(function.node).errors += 1;
+            }
+            self.event(at.place, EventType::QP_FATAL, at.qpn, u32::from(syndrome.0));
+        }
+    }
+
+    /// QP_MODIFY.
+    pub(crate) fn modify_qp(&mut self, at: QpRef, wanted: &QpModify) -> Result<(), AdminStatus> {
+        let state = u8::try_from(wanted.state)
+            .map(QpState)
+            .map_err(|_| AdminStatus::INVALID)?;
+        let names_peer = wanted.peer_function != 0 || wanted.peer_qpn != 0;
+        if (names_peer && state != QpState::RTR) || (wanted.rnr_retry != 0 && state != QpState::RTS)
+        {
+            return Err(AdminStatus::INVALID);
+        }
+        let rnr_retry = u8::try_from(wanted.rnr_retry)
+            .ok()
+            .filter(|&retries| retries <= RNR_FOREVER)
+            .ok_or(AdminStatus::INVALID)?;
+        let qp = self.qp_mut(at).ok_or(AdminStatus::NO_OBJECT)?;
+        let is_connecting = qp.connecting.is_some();
+        match (qp.state, state) {
+            (_, QpState::RESET) => self.reset_qp(at),
+            (_, QpState::ERR) => {
+                self.withdraw_connect_of(at);
+                self.qp_to_err(at);
+            }
+            _ if is_connecting => return Err(AdminStatus::BAD_STATE),
+            (QpState::RESET | QpState::INIT, QpState::INIT) => qp.state = QpState::INIT,
+            (QpState::INIT, QpState::RTR) => {
+                let peer = QpRef {
+                    place: self
+                        .place_of(FunctionId(wanted.peer_function))
+                        .map_err(|_| AdminStatus::NO_OBJECT)?,
+                    function: FunctionId(wanted.peer_function),
+                    qpn: wanted.peer_qpn,
+                };
+                // Its own creation may still lie ahead, but not its number: numbers come from creations.
+                self.qp(peer).ok_or(AdminStatus::NO_OBJECT)?;
+                let qp = self.qp_mut(at).ok_or(AdminStatus::NO_OBJECT)?;
+                qp.peer = Some(peer);
+                qp.state = QpState::RTR;
+                qp.waiter = None;
+                // A send of the peer may wait for this.
+                self.activate(peer);
+            }
+            (QpState::RTR | QpState::SQD | QpState::RTS, QpState::RTS) => {
+                qp.state = QpState::RTS;
+                qp.rnr_retry = rnr_retry;
+                self.activate(at);
+            }
+            (QpState::RTS | QpState::SQD, QpState::SQD) => qp.state = QpState::SQD,
+            _ => return Err(AdminStatus::BAD_STATE),
+        }
+        Ok(())
+    }
+
+    fn reset_qp(&mut self, at: QpRef) {
+        self.withdraw_connect_of(at);
+        self.unlink(at);
+        let Some(function) = self.functions.at_mut(at.place) else {
+            return;
+        };
+        let bar = function.bar;
+        let Some(qp) = function.qps.find_mut(at.qpn) else {
+            return;
+        };
+        qp.state = QpState::RESET;
+        qp.is_held = false;
+        qp.receiving = None;
+        qp.record = None;
+        qp.sq.restart();
+        qp.rq.restart();
+        let timer = qp.hold_timer.take();
+        let waiter = qp.waiter.take();
+        function.clear_producers(&bar, at.qpn);
+        if let Some(key) = timer {
+            self.timers.cancel(key);
+        }
+        if let Some(waiter) = waiter {
+            self.activate(waiter);
+        }
+    }
+
+    /// Joins two QPs: both go to RTS, each the other's peer.
+    pub(crate) fn connect_qps(&mut self, one: QpRef, other: QpRef) {
+        for (at, peer) in [(one, other), (other, one)] {
+            if let Some(qp) = self.qp_mut(at) {
+                qp.peer = Some(peer);
+                qp.state = QpState::RTS;
+                qp.waiter = None;
+            }
+            self.activate(at);
+        }
+    }
+
+    /// The peer of a QP, when that names it too.
+    pub(crate) fn connected_peer(&self, at: QpRef) -> Option<QpRef> {
+        let peer = self.qp(at)?.peer?;
+        (self.qp(peer)?.peer == Some(at)).then_some(peer)
+    }
+
+    /// Takes a QP's peer away; the peer, if connected, goes to ERR, flushes and hears of it.
+    fn unlink(&mut self, at: QpRef) {
+        let connected = self.connected_peer(at);
+        if let Some(qp) = self.qp_mut(at) {
+            qp.peer = None;
+        }
+        let Some(peer) = connected else {
+            return;
+        };
+        let is_orphan = self.qp_mut(peer).is_some_and(|other| {
+            other.peer = None;
+            other.is_orphan
+        });
+        if is_orphan {
+            self.destroy_qp(peer);
+        } else {
+            self.qp_to_err(peer);
+            self.event(peer.place, EventType::CM_DISCONNECTED, peer.qpn, 0);
+        }
+    }
+
+    /// CM_DISCONNECT: both ends go to ERR and flush; the other end hears of it.
+    pub(crate) fn disconnect(&mut self, at: QpRef) {
+        self.qp_to_err(at);
+        self.unlink(at);
+    }
+
+    /// Ends a QP; a connected peer is told.
+    pub(crate) fn destroy_qp(&mut self, at: QpRef) {
+        self.withdraw_connect_of(at);
+        self.unlink(at);
+        let Some(qp) = self.detach_queues(at) else {
+            return;
+        };
+        let Some(function) = self.functions.at_mut(at.place) else {
+            return;
+        };
+        function.qps.remove(at.qpn);
+        if let Some(pd) = function.pds.find_mut(qp.pdn) {
+            pd.users -= 1;
+        }
+        if let Some(listener) = qp.listener.and_then(|id| function.listeners.find_mut(id)) {
+            listener.held.retain(|&held| held != at.qpn);
+        }
+        if let Some(waiter) = qp.waiter {
+            self.activate(waiter);
+        }
+        if qp.is_orphan {
+            self.free_if_over(at.place);
+        }
+    }
+
+    /// Takes queues, doorbell slot and timers from a QP.
+    fn detach_queues(&mut self, at: QpRef) -> Option<DetachedQp> {
+        let function = self.functions.at_mut(at.place)?;
+        if function.id != at.function {
+            return None;
+        }
+        let qp = function.qps.find_mut(at.qpn)?;
+        let timer = qp.hold_timer.take();
+        let detached = DetachedQp {
+            pdn: qp.pdn,
+            listener: qp.listener.take(),
+            waiter: qp.waiter.take(),
+            is_orphan: qp.is_orphan,
+        };
+        if !qp.is_orphan {
+            qp.sq.ring = None;
+            qp.rq.ring = None;
+            qp.is_held = false;
+            qp.receiving = None;
+            let (slot, cqns) = (qp.slot, [qp.send_cqn, qp.recv_cqn]);
+            function.leave_slot_as_qp(slot, at.qpn);
+            for cqn in cqns {
+                if let Some(cq) = function.cqs.find_mut(cqn) {
+                    cq.users -= 1;
+                }
+            }
+        }
+        if let Some(key) = timer {
+            self.timers.cancel(key);
+        }
+        Some(detached)
+    }
+
+    /// The last process that held a QP has gone without destroying it.
+    pub(crate) fn last_holder_gone(&mut self, at: QpRef) {
+        let is_served = self
+            .qp(at)
+            .is_some_and(|qp| matches!(qp.state, QpState::RTR | QpState::RTS | QpState::SQD));
+        let peer = self
+            .connected_peer(at)
+            .filter(|&peer| is_served && self.qp(peer).is_some_and(|other| !other.is_orphan));
+        let Some(peer) = peer else {
+            self.destroy_qp(at);
+            return;
+        };
+        let Some(detached) = self.detach_queues(at) else {
+            return;
+        };
+        if let Some(qp) = self.qp_mut(at) {
+            qp.is_orphan = true;
+            qp.holders.clear();
+        }
+        let until = self.clock.now_ns().saturating_add(ORPHAN_NS);
+        self.timers.set(until, Timer::Orphan(at));
+        if let Some(waiter) = detached.waiter {
+            self.activate(waiter);
+        }
+        self.event(peer.place, EventType::CM_ORPHANED, peer.qpn, 0);
+    }
+
+    /// An orphan's time is up.
+    pub(crate) fn orphan_timer(&mut self, at: QpRef) {
+        if self.qp(at).is_some_and(|qp| qp.is_orphan) {
+            self.destroy_qp(at);
+        }
+    }
+
+    /// Ends the QPs whose rings lie in a window that goes away.
+    pub(crate) fn fail_qps_inside(&mut self, place: u32, iova: u64, len: u64) {
+        let Some(function) = self.functions.at_mut(place) else {
+            return;
+        };
+        let id = function.id;
+        let mut hit = Vec::new();
+        for (qpn, qp) in function.qps.iter_mut() {
+            if qp.is_inside(iova, len) {
+                for queue in [&mut qp.sq, &mut qp.rq] {
+                    if queue.is_inside(iova, len) {
+                        queue.ring = None;
+                    }
+                }
+                hit.push(qpn);
+            }
+        }
+        for qpn in hit {
+            let at = QpRef {
+                place,
+                function: id,
+                qpn,
+            };
+            self.fail_qp(at, Syndrome::WINDOW_GONE);
+        }
+    }
+}
+
+/// What is left to settle of a QP that lost its queues.
+#[derive(Debug)]
+struct DetachedQp {
+    pdn: u32,
+    listener: Option<u32>,
+    waiter: Option<QpRef>,
+    is_orphan: bool,
+}

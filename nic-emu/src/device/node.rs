@@ -1,0 +1,78 @@
+//! Nodes: a name, the addresses of its port, and its counters.
+//!
+//! Place: functions belong to a node; the connection manager asks which node owns an address.
+//! Invariants: nodes are numbered from 0 and never go away.
+
+use std::net::Ipv4Addr;
+
+use ring_proto::ids::NodeId;
+
+use super::counters::Counters;
+
+/// One node of the cluster.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) addresses: Vec<Ipv4Addr>,
+    /// Cumulative counters; gauges stay 0 here.
+    pub(crate) counters: Counters,
+}
+
+/// A node as outsiders see it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeInfo {
+    /// Number.
+    pub id: NodeId,
+    /// Name.
+    pub name: String,
+    /// Addresses of its port.
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+/// All nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Nodes {
+    all: Vec<Node>,
+}
+
+impl Nodes {
+    pub(crate) fn add(&mut self, name: &str, addresses: &[Ipv4Addr]) -> NodeId {
+        let id = u16::try_from(self.all.len()).expect("a cluster has fewer than 65536 nodes");
+        self.all.push(Node {
+            name: name.to_owned(),
+            addresses: addresses.to_vec(),
+            counters: Counters::default(),
+        });
+        NodeId(id)
+    }
+
+    pub(crate) fn find(&self, id: NodeId) -> Option<&Node> {
+        self.all.get(usize::from(id.0))
+    }
+
+    /// The node whose port owns an address.
+    pub(crate) fn owner(&self, address: Ipv4Addr) -> Option<NodeId> {
+        self.ids()
+            .zip(&self.all)
+            .find(|(_, node)| node.addresses.contains(&address))
+            .map(|(id, _)| id)
+    }
+
+    /// Counters to add to.
+    #[inline]
+    pub(crate) fn counters(&mut self, id: NodeId) -> &mut Counters {
+        &mut self
+            .all
+            .get_mut(usize::from(id.0))
+            .expect("functions name nodes that exist, and nodes never go away")
+            .counters
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.ids().zip(&self.all)
+    }
+
+    fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..=u16::MAX).map(NodeId)
+    }
+}

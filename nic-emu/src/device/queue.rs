@@ -1,0 +1,271 @@
+//! Fetching work queue elements: one snapshot, one check, then a type that proves it.
+//!
+//! Place: the engine fetches a [`SendWork`] from a QP's SQ and a [`RecvWork`] from its RQ; transfer works on these copies only.
+//! Invariants: ring memory is read once per WQE, whatever its owner does meanwhile; holding a `SendWork` proves opcode, flags, block
+//! count, SGE count and total to be consistent, holding a `RecvWork` proves its SGE count and that its capacity is exact.
+//! Hot: everything here. Source: docs/device.md, section "Work queue elements".
+
+use ring_proto::regs;
+use ring_proto::shared::WqeRing;
+use ring_proto::status::{Opcode, Syndrome, WcStatus};
+use ring_proto::wqe::{
+    MAX_BLOCKS, MAX_INLINE, MAX_RECV_SGES, MAX_SGES, RqWqe, Sge, SqWqe, WqeFlags,
+    blocks_for_inline, blocks_for_sges,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Words of the longest WQE.
+const WORDS: usize = 8 * MAX_BLOCKS as usize;
+/// Words of the first block before its SGEs.
+const HEAD_WORDS: usize = 4;
+
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "ring words are little-endian and used as they are"
+);
+
+/// A checked send WQE, private to the device.
+#[derive(Clone, Debug)]
+pub(crate) struct SendWork {
+    words: [u64; WORDS],
+    head: SqWqe,
+    /// SQ position behind the WQE.
+    pub(crate) end: u32,
+    /// Bytes moved so far.
+    pub(crate) done: u32,
+}
+
+/// What stands at a position of an SQ.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives on the stack for one WQE; a box would allocate on the hot path"
+)]
+#[derive(Debug)]
+pub(crate) enum Fetched {
+    /// A sound WQE.
+    Work(SendWork),
+    /// A filler; the position behind it.
+    Nop(u32),
+    /// Something the device will not execute.
+    Bad(BadWqe),
+}
+
+/// A refused send WQE: what its error completion says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BadWqe {
+    pub(crate) wr_id: u64,
+    pub(crate) opcode: u8,
+    pub(crate) end: u32,
+    pub(crate) status: WcStatus,
+    pub(crate) syndrome: Syndrome,
+}
+
+/// Fetches the WQE at `consumer`; `producer` is checked and lies ahead of it.
+#[inline]
+pub(crate) fn fetch_send(ring: &WqeRing, consumer: u32, producer: u32) -> Fetched {
+    let mut words = [0u64; WORDS];
+    let first = ring.snapshot(consumer);
+    words[..8].copy_from_slice(&first);
+    let head: SqWqe = zerocopy::transmute!(first);
+    let posted = producer.wrapping_sub(consumer);
+    let blocks = u32::from(head.blocks);
+    let sound_blocks = (1..=u32::from(MAX_BLOCKS)).contains(&blocks) && blocks <= posted;
+    let bad = |status, syndrome| {
+        Fetched::Bad(BadWqe {
+            wr_id: head.wr_id,
+            opcode: head.opcode,
+            end: consumer.wrapping_add(if sound_blocks { blocks } else { 1 }),
+            status,
+            syndrome,
+        })
+    };
+    if !sound_blocks {
+        return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::BAD_BLOCKS);
+    }
+    if blocks > ring.depth().until_end(consumer) {
+        return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::WQE_WRAPS);
+    }
+    let end = consumer.wrapping_add(blocks);
+    let Some(flags) = WqeFlags::from_bits(head.flags) else {
+        return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::RESERVED_NOT_ZERO);
+    };
+    let opcode = Opcode(head.opcode);
+    let inline = flags.contains(WqeFlags::INLINE);
+    match opcode {
+        Opcode::NOP => {
+            if !flags.is_empty() || head.count != 0 {
+                return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::RESERVED_NOT_ZERO);
+            }
+            return Fetched::Nop(end);
+        }
+        Opcode::RDMA_READ if inline => {
+            return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::RESERVED_NOT_ZERO);
+        }
+        Opcode::SEND
+        | Opcode::SEND_WITH_IMM
+        | Opcode::RDMA_WRITE
+        | Opcode::RDMA_WRITE_WITH_IMM
+        | Opcode::RDMA_READ => {}
+        _ => return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::BAD_OPCODE),
+    }
+    if inline {
+        if head.count > MAX_INLINE || blocks_for_inline(head.count) > head.blocks {
+            return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::BAD_INLINE_LENGTH);
+        }
+    } else {
+        if head.count > MAX_SGES {
+            return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::BAD_SGE_COUNT);
+        }
+        if blocks_for_sges(head.count) > head.blocks {
+            return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::BAD_BLOCKS);
+        }
+    }
+    for (block, position) in words.chunks_exact_mut(8).zip(0..blocks).skip(1) {
+        block.copy_from_slice(&ring.snapshot(consumer.wrapping_add(position)));
+    }
+    let work = SendWork {
+        words,
+        head,
+        end,
+        done: 0,
+    };
+    let sum = if inline {
+        u64::from(head.count)
+    } else {
+        work.sges().iter().map(|sge| u64::from(sge.len)).sum()
+    };
+    if sum != u64::from(head.total) {
+        return bad(WcStatus::LOC_LEN_ERR, Syndrome::BAD_TOTAL);
+    }
+    if head.total > regs::MESSAGE_LIMIT {
+        return bad(WcStatus::LOC_LEN_ERR, Syndrome::MESSAGE_TOO_LONG);
+    }
+    Fetched::Work(work)
+}
+
+/// What a flush needs of the WQE at `consumer`: wr_id, opcode, and the position behind it.
+pub(crate) fn peek_send(ring: &WqeRing, consumer: u32, producer: u32) -> (u64, u8, u32) {
+    let head: SqWqe = zerocopy::transmute!(ring.snapshot(consumer));
+    let posted = producer.wrapping_sub(consumer);
+    let blocks = u32::from(head.blocks);
+    let sound = (1..=u32::from(MAX_BLOCKS)).contains(&blocks) && blocks <= posted;
+    let end = consumer.wrapping_add(if sound { blocks } else { 1 });
+    (head.wr_id, head.opcode, end)
+}
+
+impl SendWork {
+    /// A work that does nothing, to fill the place of one.
+    pub(crate) fn none() -> Self {
+        Self {
+            words: [0; WORDS],
+            head: SqWqe::default(),
+            end: 0,
+            done: 0,
+        }
+    }
+
+    pub(crate) fn opcode(&self) -> Opcode {
+        Opcode(self.head.opcode)
+    }
+
+    pub(crate) fn has(&self, flag: WqeFlags) -> bool {
+        self.head.flags & flag.bits() != 0
+    }
+
+    pub(crate) fn wr_id(&self) -> u64 {
+        self.head.wr_id
+    }
+
+    pub(crate) fn imm(&self) -> u32 {
+        self.head.imm
+    }
+
+    pub(crate) fn remote_addr(&self) -> u64 {
+        self.head.remote_addr
+    }
+
+    pub(crate) fn rkey(&self) -> u32 {
+        self.head.rkey
+    }
+
+    /// Bytes of the message.
+    pub(crate) fn total(&self) -> u32 {
+        self.head.total
+    }
+
+    /// Whether the message takes a posted receive.
+    pub(crate) fn takes_receive(&self) -> bool {
+        matches!(
+            self.opcode(),
+            Opcode::SEND | Opcode::SEND_WITH_IMM | Opcode::RDMA_WRITE_WITH_IMM
+        )
+    }
+
+    /// SGEs of the copy; empty for inline data.
+    pub(crate) fn sges(&self) -> &[Sge] {
+        if self.has(WqeFlags::INLINE) {
+            return &[];
+        }
+        let all = <[Sge]>::ref_from_bytes(self.words[HEAD_WORDS..].as_bytes()).unwrap_or(&[]);
+        all.get(..usize::from(self.head.count)).unwrap_or(&[])
+    }
+
+    /// Inline bytes of the copy, or `None`.
+    pub(crate) fn inline(&self) -> Option<&[u8]> {
+        if !self.has(WqeFlags::INLINE) {
+            return None;
+        }
+        self.words[HEAD_WORDS..]
+            .as_bytes()
+            .get(..usize::from(self.head.count))
+    }
+}
+
+/// A checked receive WQE, private to the device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecvWork {
+    wqe: RqWqe,
+    /// RQ position behind the WQE.
+    pub(crate) end: u32,
+    /// Bytes it can take.
+    pub(crate) capacity: u64,
+    /// Why it cannot be used, or NONE.
+    pub(crate) syndrome: Syndrome,
+}
+
+impl RecvWork {
+    /// Fetches the receive WQE at `consumer`. A malformed one comes with its syndrome, and fails when a message meets it.
+    #[inline]
+    pub(crate) fn fetch(ring: &WqeRing, consumer: u32) -> Self {
+        let wqe: RqWqe = zerocopy::transmute!(ring.snapshot(consumer));
+        let sound = wqe.count <= MAX_RECV_SGES && wqe.reserved == [0; 7];
+        let mut work = Self {
+            wqe,
+            end: consumer.wrapping_add(1),
+            capacity: 0,
+            syndrome: if sound {
+                Syndrome::NONE
+            } else {
+                Syndrome::RECV_BAD_WQE
+            },
+        };
+        work.capacity = work.sges().iter().map(|sge| u64::from(sge.len)).sum();
+        work
+    }
+
+    pub(crate) fn wr_id(&self) -> u64 {
+        self.wqe.wr_id
+    }
+
+    /// SGEs of the copy; none for a malformed one.
+    pub(crate) fn sges(&self) -> &[Sge] {
+        if self.syndrome == Syndrome::NONE {
+            self.wqe
+                .sges
+                .get(..usize::from(self.wqe.count))
+                .unwrap_or(&[])
+        } else {
+            &[]
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! Serving a QP: one turn of its send queue, holds and their end, the requester's completions.
+//!
+//! Place: doorbells put a QP on the engine's list, [`Device::serve_qp`] takes it from there and hands each WQE to `transfer`.
+//! Invariants: a turn is bounded in WQEs and bytes; WQEs of a QP are executed in order, one at a time; a WQE that waits for its peer
+//! stays in the QP, and whoever ends the wait puts the QP back on the list.
+//! Hot: everything here but failures. Source: verbs RC requester (IBA vol. 1, chapter 9). Leaves out: transport retries, which a
+//! fabric without loss does not need.
+
+use ring_proto::status::{QpState, Syndrome, WcStatus};
+use ring_proto::wqe::WqeFlags;
+
+use super::Device;
+use super::cq::Completed;
+use super::qp::{QpRef, RNR_FOREVER};
+use super::queue::{self, Fetched, SendWork};
+use super::timer::Timer;
+use super::transfer::{Hold, Step};
+
+/// WQEs of one QP in one turn.
+const WQES_PER_TURN: u64 = 64;
+/// Bytes of one QP in one turn.
+const BYTES_PER_TURN: u32 = 256 * 1024;
+/// One receiver-not-ready retry. Source: ours; verbs' `min_rnr_timer` lies between 0.01 and 655 ms.
+const RNR_RETRY_NS: u64 = 10_000_000;
+/// How long a send waits for a peer that is not yet connected, in place of the transport's retries.
+const CONNECT_RETRY_NS: u64 = 1_000_000_000;
+
+impl Device {
+    /// Puts a QP on the list of those with work.
+    #[inline]
+    pub(crate) fn activate(&mut self, qp: QpRef) {
+        if let Some(entry) = self.qp_mut(qp)
+            && !entry.is_active
+        {
+            entry.is_active = true;
+            self.work.active.push_back(qp);
+        }
+    }
+
+    /// One turn of a QP; returns the pieces of work done.
+    pub(crate) fn serve_qp(&mut self, at: QpRef) -> u64 {
+        let Some(function) = self.functions.at_mut(at.place) else {
+            return 0;
+        };
+        if function.id != at.function {
+            return 0;
+        }
+        let bar = function.bar;
+        let Some(qp) = function.qps.find_mut(at.qpn) else {
+            return 0;
+        };
+        qp.is_active = false;
+        if qp.is_orphan {
+            return 0;
+        }
+        if !qp.refresh(&bar) {
+            self.fail_qp(at, Syndrome::DOORBELL_OUT_OF_RANGE);
+            return 1;
+        }
+        let state = qp.state;
+        if qp.waiter.is_some()
+            && qp.has_receive()
+            && let Some(waiter) = qp.waiter.take()
+        {
+            self.activate(waiter);
+        }
+        match state {
+            QpState::RTS => self.serve_send_queue(at),
+            QpState::ERR => {
+                self.flush(at);
+                1
+            }
+            _ => 0,
+        }
+    }
+
+    fn serve_send_queue(&mut self, at: QpRef) -> u64 {
+        let mut bytes_left = BYTES_PER_TURN;
+        let mut served = 0;
+        let mut is_held = false;
+        while served < WQES_PER_TURN && bytes_left > 0 {
+            let Some(qp) = self.qp_mut(at) else {
+                return served;
+            };
+            if qp.state != QpState::RTS {
+                return served;
+            }
+            let mut work = if qp.is_held {
+                qp.is_held = false;
+                qp.held.clone()
+            } else {
+                let Some(ring) = qp.sq.ring.filter(|_| !qp.sq.is_empty()) else {
+                    return served;
+                };
+                match queue::fetch_send(&ring, qp.sq.consumer, qp.sq.producer) {
+                    Fetched::Work(work) => {
+                        qp.sq.consumer = work.end;
+                        work
+                    }
+                    Fetched::Nop(end) => {
+                        qp.sq.consumer = end;
+                        served += 1;
+                        continue;
+                    }
+                    Fetched::Bad(bad) => {
+                        qp.sq.consumer = bad.end;
+                        let cqn = qp.send_cqn;
+                        self.complete(
+                            at.place,
+                            cqn,
+                            &Completed {
+                                wr_id: bad.wr_id,
+                                byte_len: 0,
+                                imm: 0,
+                                qpn: at.qpn,
+                                opcode: bad.opcode,
+                                src_qpn_flags: 0,
+                                wqe_counter: bad.end,
+                                status: bad.status,
+                                syndrome: bad.syndrome,
+                            },
+                        );
+                        self.qp_to_err(at);
+                        return served + 1;
+                    }
+                }
+            };
+            served += 1;
+            match self.execute(at, &mut work, &mut bytes_left) {
+                Step::Done => self.send_done(at, &work),
+                Step::More => {
+                    self.cancel_hold_timer(at);
+                    self.keep(at, work);
+                    is_held = true;
+                    break;
+                }
+                Step::Hold(kind) => {
+                    if !self.hold(at, work, kind) {
+                        self.qp_to_err(at);
+                    }
+                    return served;
+                }
+                Step::Failed(status, syndrome) => {
+                    self.send_failed(at, &work, status, syndrome);
+                    return served;
+                }
+            }
+        }
+        // The turn is over with work left, or with nothing known to be left.
+        if is_held || self.qp(at).is_some_and(|qp| !qp.sq.is_empty()) {
+            self.activate(at);
+        }
+        served
+    }
+
+    /// Stores a WQE that goes on later.
+    fn keep(&mut self, at: QpRef, work: SendWork) {
+        if let Some(qp) = self.qp_mut(at) {
+            qp.held = work;
+            qp.is_held = true;
+        }
+    }
+
+    /// A WQE must wait for its peer; false when its retries are used up and it has failed.
+    fn hold(&mut self, at: QpRef, work: SendWork, kind: Hold) -> bool {
+        let Some(qp) = self.qp_mut(at) else {
+            return true;
+        };
+        let wait_ns = match kind {
+            Hold::Receive if qp.rnr_retry == RNR_FOREVER => None,
+            Hold::Receive => Some(u64::from(qp.rnr_retry) * RNR_RETRY_NS),
+            Hold::Connection => Some(CONNECT_RETRY_NS),
+        };
+        if wait_ns == Some(0) {
+            self.complete_send(
+                at,
+                &work,
+                WcStatus::RNR_RETRY_EXC_ERR,
+                Syndrome::RNR_EXHAUSTED,
+            );
+            return false;
+        }
+        let timer_needed = wait_ns.filter(|_| qp.hold_timer.is_none());
+        qp.hold_kind = kind;
+        qp.held = work;
+        qp.is_held = true;
+        if let Some(wait_ns) = timer_needed {
+            let at_ns = self.clock.now_ns().saturating_add(wait_ns);
+            let key = self.timers.set(at_ns, Timer::Hold(at));
+            if let Some(qp) = self.qp_mut(at) {
+                qp.hold_timer = Some(key);
+            }
+        }
+        true
+    }
+
+    /// A held send has waited long enough.
+    pub(crate) fn hold_timer(&mut self, at: QpRef) {
+        let Some(qp) = self.qp_mut(at) else {
+            return;
+        };
+        qp.hold_timer = None;
+        if !qp.is_held || qp.state != QpState::RTS {
+            return;
+        }
+        qp.is_held = false;
+        let work = qp.held.clone();
+        let (status, syndrome) = match qp.hold_kind {
+            Hold::Receive => (WcStatus::RNR_RETRY_EXC_ERR, Syndrome::RNR_EXHAUSTED),
+            Hold::Connection => (WcStatus::RETRY_EXC_ERR, Syndrome::PEER_GONE),
+        };
+        self.send_failed(at, &work, status, syndrome);
+    }
+
+    #[inline]
+    fn send_done(&mut self, at: QpRef, work: &SendWork) {
+        self.cancel_hold_timer(at);
+        if let Some(function) = self.functions.at_mut(at.place) {
+            function.wqes += 1;
+            self.nodes.counters(function.node).wqes += 1;
+        }
+        if work.has(WqeFlags::SIGNALED) {
+            self.complete_send(at, work, WcStatus::SUCCESS, Syndrome::NONE);
+        }
+    }
+
+    #[inline]
+    fn cancel_hold_timer(&mut self, at: QpRef) {
+        if let Some(key) = self.qp_mut(at).and_then(|qp| qp.hold_timer.take()) {
+            self.timers.cancel(key);
+        }
+    }
+
+    fn send_failed(&mut self, at: QpRef, work: &SendWork, status: WcStatus, syndrome: Syndrome) {
+        self.complete_send(at, work, status, syndrome);
+        self.qp_to_err(at);
+    }
+
+    fn complete_send(&mut self, at: QpRef, work: &SendWork, status: WcStatus, syndrome: Syndrome) {
+        let Some(cqn) = self.qp(at).map(|qp| qp.send_cqn) else {
+            return;
+        };
+        let entry = Completed {
+            wr_id: work.wr_id(),
+            byte_len: if status == WcStatus::SUCCESS {
+                work.total()
+            } else {
+                0
+            },
+            imm: 0,
+            qpn: at.qpn,
+            opcode: work.opcode().0,
+            src_qpn_flags: 0,
+            wqe_counter: work.end,
+            status,
+            syndrome,
+        };
+        self.complete(at.place, cqn, &entry);
+    }
+}

@@ -1,0 +1,523 @@
+//! Executing a send WQE: checks on both ends, one copy, the receiver's completion.
+//!
+//! Place: `qp` hands a fetched [`SendWork`] in, [`Device::execute`] says how it went; the requester's completion is `qp`'s.
+//! Invariants: no byte moves before every key and bound of both ends was checked; keys are looked up again in each turn of a long
+//! message, so what is deregistered or unmapped in between is not touched; pointers never outlive the turn. A message waits for a
+//! posted receive before its first byte. At most one copy between the two memories.
+//! Hot: everything here. Source: verbs RC semantics (IBA vol. 1, chapter 9: responder errors); syndromes ours.
+//!
+//! | requester sees | when | responder |
+//! |---|---|---|
+//! | LOC_PROT_ERR + LKEY_… | own SGE | nothing |
+//! | REM_ACCESS_ERR + RKEY_… | peer's region refuses | ERR + QP_ACCESS event |
+//! | REM_INV_REQ_ERR + QP_NO_ACCESS | peer's QP does not allow the operation | ERR + QP_ACCESS event |
+//! | REM_INV_REQ_ERR + RECV_TOO_SHORT | message longer than the receive | receive LOC_LEN_ERR, ERR |
+//! | REM_OP_ERR + RECV_BAD_WQE | receive malformed or its keys wrong | receive LOC_QP_OP_ERR / LOC_ACCESS_ERR, ERR |
+//! | RETRY_EXC_ERR + PEER_GONE / PEER_IN_ERROR | no peer, or it is in ERR | nothing |
+//!
+//! An orphan takes SENDs and WRITEs as a kernel takes bytes for a process that died before reading: they complete and go nowhere, so
+//! that the READs posted behind them are served. DEVIATION: hardware has no orphans.
+#![expect(
+    unsafe_code,
+    reason = "copies payload between checked places in client mappings"
+)]
+
+use ring_proto::admin::Access;
+use ring_proto::copy;
+use ring_proto::cqe::{CQE_IMM, CQE_SOLICITED};
+use ring_proto::eqe::EventType;
+use ring_proto::status::{Opcode, QpState, Syndrome, WcOpcode, WcStatus};
+use ring_proto::wqe::{Sge, WqeFlags};
+
+use super::Device;
+use super::cq::Completed;
+use super::mr::Regions;
+use super::qp::QpRef;
+use super::queue::{RecvWork, SendWork};
+
+/// How a turn of a WQE ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Step {
+    /// It is complete.
+    Done,
+    /// It goes on in the next turn.
+    More,
+    /// It waits for the peer.
+    Hold(Hold),
+    /// It failed.
+    Failed(WcStatus, Syndrome),
+}
+
+/// What a WQE waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Hold {
+    /// A posted receive.
+    Receive,
+    /// The peer to be connected.
+    Connection,
+}
+
+/// The peer as a request meets it.
+enum Meeting {
+    Ready,
+    Orphan,
+    NotYet,
+    Gone(Syndrome),
+}
+
+impl Device {
+    /// Works on a WQE for one turn.
+    #[inline]
+    pub(crate) fn execute(&mut self, at: QpRef, work: &mut SendWork, bytes_left: &mut u32) -> Step {
+        let Some(own) = self.functions.at(at.place) else {
+            return Step::Failed(WcStatus::GENERAL_ERR, Syndrome::INTERNAL_ERROR);
+        };
+        let Some(qp) = own.qps.find(at.qpn) else {
+            return Step::Failed(WcStatus::GENERAL_ERR, Syndrome::INTERNAL_ERROR);
+        };
+        let Some(peer) = qp.peer else {
+            return Step::Failed(WcStatus::RETRY_EXC_ERR, Syndrome::PEER_GONE);
+        };
+        let is_read = work.opcode() == Opcode::RDMA_READ;
+        if let Err(syndrome) = check_sges(&own.regions, qp.pdn, work.sges(), is_read) {
+            return Step::Failed(WcStatus::LOC_PROT_ERR, syndrome);
+        }
+        match self.meet(at, peer) {
+            Meeting::Ready => {}
+            Meeting::Orphan if is_read => {}
+            Meeting::Orphan => {
+                self.count_bytes(at.place, None, work.total() - work.done);
+                return Step::Done;
+            }
+            Meeting::NotYet => {
+                if let Some(other) = self.qp_mut(peer) {
+                    other.waiter = Some(at);
+                }
+                return Step::Hold(Hold::Connection);
+            }
+            Meeting::Gone(syndrome) => {
+                return Step::Failed(WcStatus::RETRY_EXC_ERR, syndrome);
+            }
+        }
+        let receive = if work.takes_receive() {
+            match self.find_receive(at, peer, work) {
+                Ok(receive) => Some(receive),
+                Err(step) => return step,
+            }
+        } else {
+            None
+        };
+        let moved = match work.opcode() {
+            Opcode::SEND | Opcode::SEND_WITH_IMM => {
+                let sges = receive.as_ref().map_or(&[][..], RecvWork::sges);
+                self.send(at, peer, work, sges, *bytes_left)
+            }
+            Opcode::RDMA_READ => self.rdma(at, peer, work, Access::REMOTE_READ, *bytes_left),
+            _ => self.rdma(at, peer, work, Access::REMOTE_WRITE, *bytes_left),
+        };
+        let moved = match moved {
+            Ok(moved) => moved,
+            Err((status, syndrome)) => return Step::Failed(status, syndrome),
+        };
+        work.done += moved;
+        *bytes_left -= moved;
+        if is_read {
+            self.count_bytes(peer.place, Some(at.place), moved);
+        } else {
+            self.count_bytes(at.place, Some(peer.place), moved);
+        }
+        if work.done < work.total() {
+            return Step::More;
+        }
+        if let Some(receive) = receive {
+            self.receive_done(at, peer, work, &receive);
+        }
+        Step::Done
+    }
+
+    /// How the peer stands to a request.
+    #[inline]
+    fn meet(&self, at: QpRef, peer: QpRef) -> Meeting {
+        let Some(other) = self.qp(peer) else {
+            return Meeting::Gone(Syndrome::PEER_GONE);
+        };
+        match other.state {
+            QpState::RESET | QpState::INIT => Meeting::NotYet,
+            _ if other.peer != Some(at) => Meeting::Gone(Syndrome::PEER_GONE),
+            _ if other.is_orphan => Meeting::Orphan,
+            QpState::RTR | QpState::RTS | QpState::SQD => Meeting::Ready,
+            _ => Meeting::Gone(Syndrome::PEER_IN_ERROR),
+        }
+    }
+
+    /// The receive that a message goes into, checked for it.
+    #[inline]
+    fn find_receive(&mut self, at: QpRef, peer: QpRef, work: &SendWork) -> Result<RecvWork, Step> {
+        let Some(function) = self.functions.at_mut(peer.place) else {
+            return Err(gone());
+        };
+        let bar = function.bar;
+        let Some(other) = function.qps.find_mut(peer.qpn) else {
+            return Err(gone());
+        };
+        let receive = match other.receive(&bar) {
+            Ok(Some(receive)) => receive,
+            Ok(None) => {
+                other.waiter = Some(at);
+                return Err(Step::Hold(Hold::Receive));
+            }
+            Err(syndrome) => {
+                self.fail_qp(peer, syndrome);
+                return Err(Step::Failed(
+                    WcStatus::RETRY_EXC_ERR,
+                    Syndrome::PEER_IN_ERROR,
+                ));
+            }
+        };
+        let pdn = other.pdn;
+        if receive.syndrome != Syndrome::NONE {
+            self.receive_failed(peer, &receive, WcStatus::LOC_QP_OP_ERR, receive.syndrome);
+            return Err(Step::Failed(WcStatus::REM_OP_ERR, Syndrome::RECV_BAD_WQE));
+        }
+        if work.opcode() == Opcode::RDMA_WRITE_WITH_IMM {
+            // The bytes go elsewhere; the receive only tells of them.
+            return Ok(receive);
+        }
+        if u64::from(work.total()) > receive.capacity {
+            self.receive_failed(
+                peer,
+                &receive,
+                WcStatus::LOC_LEN_ERR,
+                Syndrome::RECV_TOO_SHORT,
+            );
+            return Err(Step::Failed(
+                WcStatus::REM_INV_REQ_ERR,
+                Syndrome::RECV_TOO_SHORT,
+            ));
+        }
+        let checked = self
+            .functions
+            .at(peer.place)
+            .map_or(Err(Syndrome::PEER_GONE), |function| {
+                check_prefix(&function.regions, pdn, receive.sges(), work.total())
+            });
+        if let Err(syndrome) = checked {
+            self.receive_failed(peer, &receive, WcStatus::LOC_ACCESS_ERR, syndrome);
+            return Err(Step::Failed(WcStatus::REM_OP_ERR, Syndrome::RECV_BAD_WQE));
+        }
+        Ok(receive)
+    }
+
+    /// Moves a part of a SEND.
+    #[inline]
+    fn send(
+        &self,
+        at: QpRef,
+        peer: QpRef,
+        work: &SendWork,
+        receive: &[Sge],
+        limit: u32,
+    ) -> Result<u32, (WcStatus, Syndrome)> {
+        let internal = (WcStatus::GENERAL_ERR, Syndrome::INTERNAL_ERROR);
+        let (own, qp) = self.end(at).ok_or(internal)?;
+        let (other, peer_qp) = self.end(peer).ok_or(internal)?;
+        let source = match work.inline() {
+            Some(bytes) => Side::Private(bytes),
+            None => Side::List {
+                regions: &own.regions,
+                pdn: qp.pdn,
+                sges: work.sges(),
+                write: false,
+            },
+        };
+        let target = Side::List {
+            regions: &other.regions,
+            pdn: peer_qp.pdn,
+            sges: receive,
+            write: true,
+        };
+        move_bytes(&source, &target, work.done, work.total(), limit)
+            .map_err(|syndrome| (WcStatus::LOC_PROT_ERR, syndrome))
+    }
+
+    /// Moves a part of an RDMA WRITE or READ.
+    #[inline]
+    fn rdma(
+        &mut self,
+        at: QpRef,
+        peer: QpRef,
+        work: &SendWork,
+        need: Access,
+        limit: u32,
+    ) -> Result<u32, (WcStatus, Syndrome)> {
+        let internal = (WcStatus::GENERAL_ERR, Syndrome::INTERNAL_ERROR);
+        let (other, peer_qp) = self.end(peer).ok_or(internal)?;
+        let checked = if !peer_qp.access.contains(need) {
+            Err((WcStatus::REM_INV_REQ_ERR, Syndrome::QP_NO_ACCESS))
+        } else if work.total() == 0 {
+            // Nothing is touched, so no key is needed. Source: IBA vol. 1, zero-length RDMA.
+            return Ok(0);
+        } else {
+            other
+                .regions
+                .remote(
+                    work.rkey(),
+                    work.remote_addr(),
+                    u64::from(work.total()),
+                    peer_qp.pdn,
+                    peer.qpn,
+                    need,
+                )
+                .map_err(|syndrome| (WcStatus::REM_ACCESS_ERR, syndrome))
+        };
+        let remote = match checked {
+            Ok(memory) => Side::Flat {
+                memory,
+                len: work.total(),
+            },
+            Err((status, syndrome)) => {
+                self.access_fault(peer, syndrome);
+                return Err((status, syndrome));
+            }
+        };
+        let (own, qp) = self.end(at).ok_or(internal)?;
+        let local = match work.inline() {
+            Some(bytes) => Side::Private(bytes),
+            None => Side::List {
+                regions: &own.regions,
+                pdn: qp.pdn,
+                sges: work.sges(),
+                write: need == Access::REMOTE_READ,
+            },
+        };
+        let (source, target) = if need == Access::REMOTE_READ {
+            (&remote, &local)
+        } else {
+            (&local, &remote)
+        };
+        move_bytes(source, target, work.done, work.total(), limit)
+            .map_err(|syndrome| (WcStatus::LOC_PROT_ERR, syndrome))
+    }
+
+    #[inline]
+    fn end(&self, at: QpRef) -> Option<(&super::function::Function, &super::qp::Qp)> {
+        let function = self.functions.at(at.place)?;
+        let qp = function.qps.find(at.qpn)?;
+        Some((function, qp))
+    }
+
+    /// A request broke the rules of the responder.
+    fn access_fault(&mut self, peer: QpRef, syndrome: Syndrome) {
+        if self.qp(peer).is_some_and(|qp| qp.is_orphan) {
+            return;
+        }
+        if self.qp_to_err(peer) {
+            self.event(
+                peer.place,
+                EventType::QP_ACCESS,
+                peer.qpn,
+                u32::from(syndrome.0),
+            );
+        }
+    }
+
+    #[inline]
+    fn receive_done(&mut self, at: QpRef, peer: QpRef, work: &SendWork, receive: &RecvWork) {
+        let Some(other) = self.qp_mut(peer) else {
+            return;
+        };
+        other.receiving = None;
+        let cqn = other.recv_cqn;
+        let (opcode, has_imm) = match work.opcode() {
+            Opcode::SEND => (WcOpcode::RECV, false),
+            Opcode::SEND_WITH_IMM => (WcOpcode::RECV, true),
+            _ => (WcOpcode::RECV_RDMA_WITH_IMM, true),
+        };
+        let mut src_qpn_flags = at.qpn;
+        if has_imm {
+            src_qpn_flags |= CQE_IMM;
+        }
+        if work.has(WqeFlags::SOLICITED) {
+            src_qpn_flags |= CQE_SOLICITED;
+        }
+        let entry = Completed {
+            wr_id: receive.wr_id(),
+            byte_len: work.total(),
+            imm: if has_imm { work.imm() } else { 0 },
+            qpn: peer.qpn,
+            opcode: opcode.0,
+            src_qpn_flags,
+            wqe_counter: receive.end,
+            status: WcStatus::SUCCESS,
+            syndrome: Syndrome::NONE,
+        };
+        self.complete(peer.place, cqn, &entry);
+    }
+
+    fn receive_failed(
+        &mut self,
+        peer: QpRef,
+        receive: &RecvWork,
+        status: WcStatus,
+        syndrome: Syndrome,
+    ) {
+        let Some(other) = self.qp_mut(peer) else {
+            return;
+        };
+        other.receiving = None;
+        let cqn = other.recv_cqn;
+        let entry = Completed {
+            wr_id: receive.wr_id(),
+            byte_len: 0,
+            imm: 0,
+            qpn: peer.qpn,
+            opcode: WcOpcode::RECV.0,
+            src_qpn_flags: 0,
+            wqe_counter: receive.end,
+            status,
+            syndrome,
+        };
+        self.complete(peer.place, cqn, &entry);
+        self.qp_to_err(peer);
+    }
+
+    #[inline]
+    fn count_bytes(&mut self, from: u32, to: Option<u32>, bytes: u32) {
+        let bytes = u64::from(bytes);
+        if let Some(function) = self.functions.at_mut(from) {
+            function.tx_bytes += bytes;
+            self.nodes.counters(function.node).tx_payload_bytes += bytes;
+        }
+        if let Some(function) = to.and_then(|place| self.functions.at(place)) {
+            self.nodes.counters(function.node).rx_payload_bytes += bytes;
+        }
+    }
+}
+
+fn gone() -> Step {
+    Step::Failed(WcStatus::RETRY_EXC_ERR, Syndrome::PEER_GONE)
+}
+
+/// Checks every SGE of a list; empty ones need no key.
+#[inline]
+fn check_sges(regions: &Regions, pdn: u32, sges: &[Sge], write: bool) -> Result<(), Syndrome> {
+    for sge in sges.iter().filter(|sge| sge.len != 0) {
+        regions.local(*sge, pdn, write)?;
+    }
+    Ok(())
+}
+
+/// Checks the SGEs of a receive that a message of `total` bytes reaches.
+#[inline]
+fn check_prefix(regions: &Regions, pdn: u32, sges: &[Sge], total: u32) -> Result<(), Syndrome> {
+    let mut left = u64::from(total);
+    for sge in sges.iter().filter(|sge| sge.len != 0) {
+        if left == 0 {
+            break;
+        }
+        regions.local(*sge, pdn, true)?;
+        left = left.saturating_sub(u64::from(sge.len));
+    }
+    Ok(())
+}
+
+/// One end of a copy.
+enum Side<'a> {
+    /// Bytes of the device's own copy of a WQE.
+    Private(&'a [u8]),
+    /// A gather list of one QP.
+    List {
+        regions: &'a Regions,
+        pdn: u32,
+        sges: &'a [Sge],
+        write: bool,
+    },
+    /// A remote range, checked in this turn.
+    Flat { memory: *mut u8, len: u32 },
+}
+
+impl Side<'_> {
+    /// The longest straight piece at byte `at` of the message.
+    #[inline]
+    fn piece(&self, at: u32) -> Result<(*mut u8, u32), Syndrome> {
+        match self {
+            Self::Private(bytes) => {
+                let rest = bytes.get(at as usize..).ok_or(Syndrome::BAD_TOTAL)?;
+                let len = u32::try_from(rest.len()).map_err(|_| Syndrome::BAD_TOTAL)?;
+                // Only ever a source: `move_bytes` gets private bytes as `source` alone.
+                Ok((rest.as_ptr().cast_mut(), len))
+            }
+            Self::List {
+                regions,
+                pdn,
+                sges,
+                write,
+            } => {
+                let mut before = u64::from(at);
+                for sge in *sges {
+                    let len = u64::from(sge.len);
+                    if before < len {
+                        let memory = regions.local(*sge, *pdn, *write)?;
+                        let within = usize::try_from(before).map_err(|_| Syndrome::BAD_TOTAL)?;
+                        let rest = u32::try_from(len - before).map_err(|_| Syndrome::BAD_TOTAL)?;
+                        return Ok((memory.wrapping_add(within), rest));
+                    }
+                    before -= len;
+                }
+                Err(Syndrome::BAD_TOTAL)
+            }
+            Self::Flat { memory, len } => {
+                let rest = len.checked_sub(at).ok_or(Syndrome::BAD_TOTAL)?;
+                Ok((memory.wrapping_add(at as usize), rest))
+            }
+        }
+    }
+}
+
+/// Copies bytes `[done, total)` of a message, at most `limit` of them; returns how many.
+#[inline]
+fn move_bytes(
+    source: &Side<'_>,
+    target: &Side<'_>,
+    done: u32,
+    total: u32,
+    limit: u32,
+) -> Result<u32, Syndrome> {
+    let goal = (total - done).min(limit);
+    let mut moved = 0;
+    while moved < goal {
+        let (from, from_len) = source.piece(done + moved)?;
+        let (to, to_len) = target.piece(done + moved)?;
+        let len = from_len.min(to_len).min(goal - moved);
+        if len == 0 {
+            return Err(Syndrome::BAD_TOTAL);
+        }
+        copy_piece(to, from, len as usize);
+        moved += len;
+    }
+    Ok(moved)
+}
+
+/// Copies one piece; pieces of one client's memory may overlap, then through a private buffer.
+#[inline]
+fn copy_piece(to: *mut u8, from: *const u8, len: usize) {
+    if to.addr().abs_diff(from.addr()) >= len {
+        // SAFETY: 1. `Regions::local` and `Regions::remote` proved both pieces inside regions whose mapping is there, writable for the
+        //         target, and nothing unmaps within a turn; a private source is a live slice of at least `len` bytes.
+        //         2. Checked above. (The same pages mapped at two places are two ranges for the program; their owner gets a mix.)
+        //         3. Window memory has no references; a private source is the device's alone.
+        unsafe { copy::copy(to, from, len) };
+        return;
+    }
+    let mut buffer = [0u8; 4096];
+    let mut done = 0;
+    while done < len {
+        let part = (len - done).min(buffer.len());
+        // SAFETY: 1. As above for the part [done, done + part) of the source; the buffer holds `part` bytes. 2. The buffer is on our
+        //         stack. 3. As above; the buffer is private.
+        unsafe { copy::copy(buffer.as_mut_ptr(), from.wrapping_add(done), part) };
+        // SAFETY: as the line before, with the target in place of the source.
+        unsafe { copy::copy(to.wrapping_add(done), buffer.as_ptr(), part) };
+        done += part;
+    }
+}
