@@ -1,2 +1,65 @@
-//! The `sanlab` command.
-fn main() {}
+//! The `sanlab` command: clusters of emulated SAN nodes, and ordinary programs on them.
+//!
+//! Place: outermost. It parses, starts processes and prints; the device lives in `nic-emu`, the switch in the preload library.
+//! Invariants: standard output carries answers and nothing else; every failure says what to do and ends with the code of [`exit`].
+//! Source: ours. Leaves out: every decision about roads and packets.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod cli;
+mod cluster;
+mod config;
+mod control;
+mod demo;
+mod doctor;
+mod down;
+mod elf;
+mod emulator;
+mod exit;
+#[path = "../examples/kv/kv.rs"]
+mod kv;
+mod ls;
+mod output;
+mod paths;
+mod run;
+mod signals;
+mod stat;
+mod up;
+
+use cli::{Cli, Command, Program};
+use exit::Failure;
+
+fn main() -> ExitCode {
+    let result = match Cli::try_parse() {
+        Ok(cli) => dispatch(cli.command),
+        Err(error) => return exit::usage(&error),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Demo(arguments) => demo::demo(&arguments),
+        Command::Up(arguments) => up::up(&arguments),
+        Command::Down(arguments) => down::down(&arguments),
+        Command::Ls(arguments) => ls::ls(&arguments),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Stat(arguments) => stat::stat(&arguments),
+        Command::Doctor(arguments) => doctor::doctor(&arguments),
+        Command::Emulator(arguments) => emulator::serve(&arguments),
+        Command::Program(program) => program_of_the_demo(program),
+        Command::ProbeUserNamespace => doctor::probe_user_namespace(),
+    }
+}
+
+/// Runs one of the programs that the demo starts, which are the programs of `examples/`.
+fn program_of_the_demo(program: Program) -> Result<(), Failure> {
+    signals::end_with_parent(program.parent)?;
+    signals::unblock_all()?;
+    kv::run(program.arguments).map_err(|error| Failure::from(anyhow::Error::msg(error.to_string())))
+}

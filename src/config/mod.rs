@@ -1,0 +1,491 @@
+//! Cluster files: what a cluster shall be, checked as far as the file alone can tell.
+//!
+//! Place: `up` reads a file into a [`ClusterPlan`]; the emulator process turns the plan into addresses ([`ClusterPlan::resolve`]).
+//! Invariants: holding a [`ClusterPlan`] proves that names are well formed and differ, that addresses lie in 127.77.0.0/16 and
+//! differ, and that every value is one we act on. Parsing touches nothing but the file.
+//! Source: ours, docs/cluster.md; `ip_autoconf` after R-27, `wildcard_on_san` after R-33, `backlog_full` after R-83.
+//! Leaves out: links, faults, namespaces.
+
+mod tree;
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use nic_emu::server::{BacklogFull, NodeAddress, NodeSpec};
+use serde::{Deserialize, Serialize};
+
+use tree::{Entry, Node, Value};
+
+/// Longest name of a cluster or node.
+const NAME_MAX: usize = 32;
+/// Last octet that the claim on a subnet occupies.
+pub(crate) const CLAIM_HOST: u8 = 254;
+
+/// A cluster as its file describes it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct ClusterPlan {
+    /// Name in the file.
+    pub(crate) name: Option<String>,
+    /// Whether a wildcard listener also listens on the SAN.
+    pub(crate) wildcard_on_san: bool,
+    /// What happens to connects beyond a listener's backlog.
+    pub(crate) backlog_full: BacklogFull,
+    /// The nodes, in the file's order.
+    pub(crate) nodes: Vec<NodePlan>,
+}
+
+/// A node as the file describes it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct NodePlan {
+    /// Name.
+    pub(crate) name: String,
+    /// Static addresses.
+    pub(crate) addresses: Vec<NodeAddress>,
+    /// Whether an address is assigned when there is no static one.
+    pub(crate) ip_autoconf: bool,
+}
+
+/// What is wrong with a cluster file, and where.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct ConfigError {
+    file: PathBuf,
+    line: Option<usize>,
+    message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl ClusterPlan {
+    /// The cluster that runs without a file: nodes a, b and c.
+    pub(crate) fn built_in() -> Self {
+        let node = |name: &str| NodePlan {
+            name: name.to_owned(),
+            addresses: Vec::new(),
+            ip_autoconf: true,
+        };
+        Self {
+            name: None,
+            wildcard_on_san: true,
+            backlog_full: BacklogFull::Hold,
+            nodes: ["a", "b", "c"].map(node).into(),
+        }
+    }
+
+    /// Reads a cluster file.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            file: path.to_owned(),
+            line: None,
+            message: format!("cannot read the cluster file: {error}"),
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// Parses the text of a cluster file; a path that ends in `.json` holds JSON.
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let is_json = path
+            .extension()
+            .is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        let root = if is_json {
+            tree::parse_json(text)
+        } else {
+            tree::parse_toml(text)
+        };
+        let root = root.map_err(|error| ConfigError {
+            file: path.to_owned(),
+            line: error.line,
+            message: error.message,
+        })?;
+        read_plan(&root).map_err(|fault| ConfigError {
+            file: path.to_owned(),
+            line: fault.line,
+            message: fault.message,
+        })
+    }
+
+    /// Third octets of all static addresses, each once, in the file's order.
+    pub(crate) fn static_subnets(&self) -> Vec<u8> {
+        let mut subnets = Vec::new();
+        for address in self.nodes.iter().flat_map(|node| &node.addresses) {
+            let subnet = address.ip.octets()[2];
+            if !subnets.contains(&subnet) {
+                subnets.push(subnet);
+            }
+        }
+        subnets
+    }
+
+    /// Whether a node waits for an address to be assigned.
+    pub(crate) fn wants_assignment(&self) -> bool {
+        self.nodes.iter().any(NodePlan::wants_assignment)
+    }
+
+    /// Assigns addresses in 127.77.`subnet`.0/24: node k gets host k, or the next free one.
+    pub(crate) fn resolve(&self, subnet: Option<u8>) -> Vec<NodeSpec> {
+        let mut taken: Vec<Ipv4Addr> = self
+            .nodes
+            .iter()
+            .flat_map(|node| node.addresses.iter().map(|address| address.ip))
+            .collect();
+        let mut nodes = Vec::with_capacity(self.nodes.len());
+        for (index, node) in self.nodes.iter().enumerate() {
+            let mut addresses = node.addresses.clone();
+            if let (true, Some(subnet)) = (node.wants_assignment(), subnet) {
+                let own = u8::try_from(index + 1).unwrap_or(1);
+                let hosts = (own..CLAIM_HOST).chain(1..own);
+                let mut free = hosts
+                    .map(|host| Ipv4Addr::new(127, 77, subnet, host))
+                    .filter(|ip| !taken.contains(ip));
+                if let Some(ip) = free.next() {
+                    taken.push(ip);
+                    addresses.push(NodeAddress { ip, prefix: 24 });
+                }
+            }
+            nodes.push(NodeSpec {
+                name: node.name.clone(),
+                addresses,
+            });
+        }
+        nodes
+    }
+
+    /// The configuration as a cluster file.
+    pub(crate) fn to_toml(&self, name: &str) -> String {
+        let mut text = format!(
+            "[cluster]\nname = \"{name}\"\nwildcard_on_san = {}\nbacklog_full = \"{}\"\nloopback = \"tcp\"\n",
+            self.wildcard_on_san,
+            backlog_name(self.backlog_full)
+        );
+        for node in &self.nodes {
+            let addresses: Vec<String> = node
+                .addresses
+                .iter()
+                .map(|address| format!("\"{address}\""))
+                .collect();
+            text.push_str(&format!(
+                "\n[[node]]\nname = \"{}\"\naddresses = [{}]\nip_autoconf = {}\n",
+                node.name,
+                addresses.join(", "),
+                node.ip_autoconf
+            ));
+        }
+        text
+    }
+}
+
+impl NodePlan {
+    fn wants_assignment(&self) -> bool {
+        self.ip_autoconf && self.addresses.is_empty()
+    }
+}
+
+/// The word for it in a cluster file.
+const fn backlog_name(backlog_full: BacklogFull) -> &'static str {
+    match backlog_full {
+        BacklogFull::Hold => "hold",
+        BacklogFull::Refuse => "refuse",
+    }
+}
+
+/// Reads an address, and checks that a node can have it. Without a prefix length it is one of a /24.
+fn read_address(text: &str) -> Result<NodeAddress, String> {
+    let remedy = "write it as \"127.77.0.1/24\"";
+    let (ip, prefix) = text.split_once('/').unwrap_or((text, "24"));
+    let ip: Ipv4Addr = ip
+        .parse()
+        .map_err(|_| format!("`{text}` is no IPv4 address; {remedy}"))?;
+    let prefix: u8 = prefix
+        .parse()
+        .ok()
+        .filter(|prefix| (16..=30).contains(prefix))
+        .ok_or_else(|| format!("`{text}` has no prefix length between 16 and 30; {remedy}"))?;
+    let [first, second, _, host] = ip.octets();
+    if (first, second) != (127, 77) {
+        return Err(format!(
+            "the address {ip} lies outside 127.77.0.0/16: without privileges every node address must lie there; any other address \
+             needs `isolation = \"netns\"`, which is not built yet"
+        ));
+    }
+    if host == 0 || host >= CLAIM_HOST {
+        return Err(format!(
+            "the address {ip} cannot belong to a node: its last number must lie between 1 and {}",
+            CLAIM_HOST - 1
+        ));
+    }
+    Ok(NodeAddress { ip, prefix })
+}
+
+/// Whether a text can be the name of a cluster or node: it becomes the name of a directory.
+pub(crate) fn is_name(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    bytes
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphanumeric())
+        && text.len() <= NAME_MAX
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+}
+
+/// What a name may look like, for messages.
+pub(crate) const NAME_RULE: &str =
+    "up to 32 letters, digits, `-` and `_`, the first a letter or digit";
+
+struct Fault {
+    line: Option<usize>,
+    message: String,
+}
+
+fn fault<T>(line: Option<usize>, message: String) -> Result<T, Fault> {
+    Err(Fault { line, message })
+}
+
+fn read_plan(root: &Node) -> Result<ClusterPlan, Fault> {
+    let mut plan = ClusterPlan {
+        nodes: Vec::new(),
+        ..ClusterPlan::built_in()
+    };
+    let mut autoconf = true;
+    let entries = table(root, "the file")?;
+    // `[cluster]` may stand behind the nodes; its values hold for all of them.
+    for entry in entries.iter().filter(|entry| entry.key == "cluster") {
+        autoconf = read_cluster(&entry.node, &mut plan)?;
+    }
+    let mut node_lines: Vec<Option<usize>> = Vec::new();
+    for entry in entries {
+        match entry.key.as_str() {
+            "cluster" => {}
+            "node" => {
+                let Value::Array(nodes) = &entry.node.value else {
+                    return fault(
+                        entry.line,
+                        "`node` must be an array of tables: write `[[node]]`".to_owned(),
+                    );
+                };
+                for (index, node) in nodes.iter().enumerate() {
+                    plan.nodes.push(read_node(node, index, autoconf)?);
+                    node_lines.push(node.line);
+                }
+            }
+            _ => return unknown(entry, "the file", &["cluster", "node"]),
+        }
+    }
+    if plan.nodes.is_empty() {
+        return fault(
+            None,
+            "there is no node: add `[[node]]` with a `name`".to_owned(),
+        );
+    }
+    if plan.nodes.len() >= usize::from(CLAIM_HOST) {
+        return fault(None, format!("more than {} nodes", CLAIM_HOST - 1));
+    }
+    check_different(&plan, &node_lines)?;
+    Ok(plan)
+}
+
+fn read_cluster(node: &Node, plan: &mut ClusterPlan) -> Result<bool, Fault> {
+    let mut autoconf = true;
+    for entry in table(node, "`cluster`")? {
+        match entry.key.as_str() {
+            "name" => plan.name = Some(name(entry, "cluster.name")?),
+            "ip_autoconf" => autoconf = boolean(entry, "cluster.ip_autoconf")?,
+            "wildcard_on_san" => plan.wildcard_on_san = boolean(entry, "cluster.wildcard_on_san")?,
+            "backlog_full" => {
+                plan.backlog_full =
+                    match choice(entry, "cluster.backlog_full", &["hold", "refuse"])? {
+                        "hold" => BacklogFull::Hold,
+                        _ => BacklogFull::Refuse,
+                    };
+            }
+            "loopback" => {
+                if choice(entry, "cluster.loopback", &["tcp", "san"])? == "san" {
+                    return fault(
+                        entry.node.line.or(entry.line),
+                        "cluster.loopback: \"san\" is not built yet; the only value that works is \"tcp\"".to_owned(),
+                    );
+                }
+            }
+            _ => {
+                return unknown(
+                    entry,
+                    "`cluster`",
+                    &[
+                        "name",
+                        "ip_autoconf",
+                        "wildcard_on_san",
+                        "backlog_full",
+                        "loopback",
+                    ],
+                );
+            }
+        }
+    }
+    Ok(autoconf)
+}
+
+fn read_node(node: &Node, index: usize, autoconf: bool) -> Result<NodePlan, Fault> {
+    let path = |key: &str| format!("node[{index}].{key}");
+    let mut node_name = None;
+    let mut addresses = Vec::new();
+    let mut ip_autoconf = autoconf;
+    for entry in table(node, &format!("node[{index}]"))? {
+        match entry.key.as_str() {
+            "name" => node_name = Some(name(entry, &path("name"))?),
+            "ip_autoconf" => ip_autoconf = boolean(entry, &path("ip_autoconf"))?,
+            "addresses" => addresses = read_addresses(entry, &path("addresses"))?,
+            _ => {
+                return unknown(
+                    entry,
+                    &format!("node[{index}]"),
+                    &["name", "addresses", "ip_autoconf"],
+                );
+            }
+        }
+    }
+    let Some(node_name) = node_name else {
+        return fault(
+            node.line,
+            format!("node[{index}] has no `name` ({NAME_RULE})"),
+        );
+    };
+    Ok(NodePlan {
+        name: node_name,
+        addresses,
+        ip_autoconf,
+    })
+}
+
+fn read_addresses(entry: &Entry, path: &str) -> Result<Vec<NodeAddress>, Fault> {
+    let Value::Array(items) = &entry.node.value else {
+        return wrong_kind(entry, path, "an array of addresses, as [\"127.77.0.1/24\"]");
+    };
+    let mut addresses: Vec<NodeAddress> = Vec::with_capacity(items.len());
+    for item in items {
+        let line = item.line.or(entry.line);
+        let Value::Text(text) = &item.value else {
+            return fault(
+                line,
+                format!(
+                    "{path}: {} where an address as \"127.77.0.1/24\" belongs",
+                    item.value.kind()
+                ),
+            );
+        };
+        match read_address(text) {
+            Ok(address) if addresses.iter().any(|other| other.ip == address.ip) => {
+                return fault(
+                    line,
+                    format!("{path}: the address {} stands twice", address.ip),
+                );
+            }
+            Ok(address) => addresses.push(address),
+            Err(message) => return fault(line, format!("{path}: {message}")),
+        }
+    }
+    Ok(addresses)
+}
+
+fn check_different(plan: &ClusterPlan, lines: &[Option<usize>]) -> Result<(), Fault> {
+    for (index, node) in plan.nodes.iter().enumerate() {
+        let line = lines.get(index).copied().flatten();
+        for (other_index, other) in plan.nodes[..index].iter().enumerate() {
+            if other.name == node.name {
+                return fault(
+                    line,
+                    format!(
+                        "node[{index}].name: `{}` is the name of node[{other_index}] too",
+                        node.name
+                    ),
+                );
+            }
+            let shared = node
+                .addresses
+                .iter()
+                .find(|address| other.addresses.iter().any(|theirs| theirs.ip == address.ip));
+            if let Some(address) = shared {
+                return fault(
+                    line,
+                    format!(
+                        "node[{index}].addresses: {} is an address of node `{}` too",
+                        address.ip, other.name
+                    ),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn table<'a>(node: &'a Node, what: &str) -> Result<&'a [Entry], Fault> {
+    match &node.value {
+        Value::Table(entries) => Ok(entries),
+        other => fault(
+            node.line,
+            format!("{what} must be a table, not {}", other.kind()),
+        ),
+    }
+}
+
+fn unknown<T>(entry: &Entry, place: &str, allowed: &[&str]) -> Result<T, Fault> {
+    let allowed: Vec<String> = allowed.iter().map(|key| format!("`{key}`")).collect();
+    fault(
+        entry.line,
+        format!(
+            "unknown key `{}` in {place}; the keys are {}",
+            entry.key,
+            allowed.join(", ")
+        ),
+    )
+}
+
+fn wrong_kind<T>(entry: &Entry, path: &str, wanted: &str) -> Result<T, Fault> {
+    fault(
+        entry.node.line.or(entry.line),
+        format!("{path}: {} where {wanted} belongs", entry.node.value.kind()),
+    )
+}
+
+fn boolean(entry: &Entry, path: &str) -> Result<bool, Fault> {
+    match entry.node.value {
+        Value::Bool(truth) => Ok(truth),
+        _ => wrong_kind(entry, path, "true or false"),
+    }
+}
+
+fn name(entry: &Entry, path: &str) -> Result<String, Fault> {
+    match &entry.node.value {
+        Value::Text(text) if is_name(text) => Ok(text.clone()),
+        Value::Text(text) => fault(
+            entry.node.line.or(entry.line),
+            format!("{path}: `{text}` is no name; a name has {NAME_RULE}"),
+        ),
+        _ => wrong_kind(entry, path, "a name"),
+    }
+}
+
+fn choice<'a>(entry: &Entry, path: &str, allowed: &[&'a str]) -> Result<&'a str, Fault> {
+    let quoted: Vec<String> = allowed.iter().map(|value| format!("\"{value}\"")).collect();
+    let quoted = quoted.join(" or ");
+    match &entry.node.value {
+        Value::Text(text) => match allowed.iter().find(|value| *value == text) {
+            Some(value) => Ok(value),
+            None => fault(
+                entry.node.line.or(entry.line),
+                format!("{path}: \"{text}\" where {quoted} belongs"),
+            ),
+        },
+        _ => wrong_kind(entry, path, &quoted),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! The emulator as the commands see it: its control socket, and the server that its process runs.
+//!
+//! Place: between the commands and `nic_emu`, whose errors get the cluster's directory as context here.
+//! Invariants: no call waits for ever; an emulator that is stopped hangs nobody.
+//! Source: ours; the messages are `nic_emu::control`'s.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use anyhow::Context as _;
+use nic_emu::control::client;
+use nic_emu::control::{Note, Pong};
+use nic_emu::server::{self, ClusterConfig};
+use ring_proto::telemetry::Reason;
+use serde_json::Value;
+
+use crate::paths;
+
+/// Asks the emulator who it is.
+pub(crate) fn ping(directory: &Path) -> anyhow::Result<Pong> {
+    Ok(client::ping(&paths::control_socket(directory))?)
+}
+
+/// Asks for counters, connections and totals, as the object that `sanlab stat --json` prints.
+pub(crate) fn stat(directory: &Path) -> anyhow::Result<Value> {
+    let stat = client::stat(&paths::control_socket(directory))?;
+    serde_json::to_value(stat).context("cannot encode the emulator's answer")
+}
+
+/// Asks the emulator to end.
+pub(crate) fn shutdown(directory: &Path) -> anyhow::Result<()> {
+    Ok(client::shutdown(&paths::control_socket(directory))?)
+}
+
+/// Asks for a channel for a program on a node, and the configuration that goes with it as JSON.
+pub(crate) fn channel(directory: &Path, node: &str) -> anyhow::Result<(String, OwnedFd)> {
+    let (config, fd) = client::channel(&paths::control_socket(directory), node)?;
+    let config =
+        serde_json::to_string(&config).context("cannot encode the node's configuration")?;
+    Ok((config, fd))
+}
+
+/// Reports that this process becomes a program that runs without the library.
+pub(crate) fn note(
+    directory: &Path,
+    node: &str,
+    program: &str,
+    reason: Reason,
+) -> anyhow::Result<()> {
+    let note = Note {
+        node: node.to_owned(),
+        program: program.to_owned(),
+        pid: std::process::id(),
+        reason: reason.name().to_owned(),
+    };
+    Ok(client::note(&paths::control_socket(directory), note)?)
+}
+
+/// Serves a cluster in this process until it is told to end.
+pub(crate) fn serve(config: &ClusterConfig, on_ready: impl FnOnce()) -> anyhow::Result<()> {
+    Ok(server::serve(config, on_ready)?)
+}
+
+/// Addresses of a node, for people.
+pub(crate) fn addresses_text(addresses: &[String]) -> String {
+    if addresses.is_empty() {
+        "no address".to_owned()
+    } else {
+        addresses.join(", ")
+    }
+}

@@ -1,0 +1,114 @@
+//! Signals: which end a command, and how children end with their parent.
+//!
+//! Place: `up`, `demo` and `stat --watch` read stop signals from a descriptor; the hidden commands undo the mask that they inherit.
+//! Invariants: no signal handler runs our code; `sanlab run` never touches the mask, the program must get it as it was.
+//! Source: signalfd(2), PR_SET_PDEATHSIG in prctl(2).
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::sys::prctl;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd;
+
+/// SIGINT, SIGTERM and SIGHUP as a descriptor: readable once the user wants the command to end.
+#[derive(Debug)]
+pub(crate) struct StopSignals {
+    fd: SignalFd,
+}
+
+impl StopSignals {
+    /// Blocks the stop signals and catches them in a descriptor. Call it before any thread is made.
+    pub(crate) fn catch() -> anyhow::Result<Self> {
+        let set: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]
+            .into_iter()
+            .collect();
+        set.thread_block().context("cannot block signals")?;
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .context("cannot make a signal descriptor")?;
+        Ok(Self { fd })
+    }
+
+    /// Waits until one of `fds` is ready or a stop signal has come, at most for `timeout`.
+    pub(crate) fn wait(
+        &self,
+        fds: &[BorrowedFd<'_>],
+        timeout: Option<Duration>,
+    ) -> anyhow::Result<Waited> {
+        let mut all = vec![PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
+        all.extend(fds.iter().map(|&fd| PollFd::new(fd, PollFlags::POLLIN)));
+        if poll(&mut all, timeout)? == 0 {
+            return Ok(Waited::TimedOut);
+        }
+        if is_ready(&all[0]) {
+            return Ok(Waited::Stop);
+        }
+        let first = all[1..].iter().position(is_ready).unwrap_or(0);
+        Ok(Waited::Ready(first))
+    }
+}
+
+/// How [`StopSignals::wait`] ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Waited {
+    /// The user wants the command to end.
+    Stop,
+    /// This descriptor of the list is ready.
+    Ready(usize),
+    /// Nothing came in time.
+    TimedOut,
+}
+
+/// Waits until `fd` is readable; false when the time is over.
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> anyhow::Result<bool> {
+    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    Ok(poll(&mut fds, Some(timeout))? != 0)
+}
+
+/// Lets the calling process rest for a moment between two looks at something that gives no descriptor to wait on.
+pub(crate) fn pause(time: Duration) {
+    // An early return only means an early look.
+    let _ = poll(&mut [], Some(time));
+}
+
+fn is_ready(fd: &PollFd<'_>) -> bool {
+    fd.revents().is_some_and(|events| !events.is_empty())
+}
+
+fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> anyhow::Result<i32> {
+    let timeout = match timeout {
+        None => PollTimeout::NONE,
+        Some(time) => PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX),
+    };
+    loop {
+        match nix::poll::poll(fds, timeout) {
+            Ok(ready) => return Ok(ready),
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(error).context("poll failed"),
+        }
+    }
+}
+
+/// Undoes a signal mask inherited from the command that started this process.
+pub(crate) fn unblock_all() -> anyhow::Result<()> {
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
+        .context("cannot reset the signal mask")
+}
+
+/// Asks the kernel to end this process with SIGTERM when `parent`, which must be its parent, ends.
+pub(crate) fn end_with_parent(parent: i32) -> anyhow::Result<()> {
+    prctl::set_pdeathsig(Signal::SIGTERM).context("cannot tie this process to its parent")?;
+    if unistd::getppid().as_raw() != parent {
+        anyhow::bail!("the process {parent} that started this one is gone");
+    }
+    Ok(())
+}
+
+/// Unties this process from its parent.
+pub(crate) fn outlive_parent() -> anyhow::Result<()> {
+    prctl::set_pdeathsig(None).context("cannot untie this process from its parent")
+}

@@ -1,0 +1,295 @@
+//! `sanlab stat`: what the NICs and the connections of a cluster have done.
+//!
+//! Place: prints the emulator's own answer, as tables or as the JSON object that it is.
+//! Invariants: nothing is computed here; a member that is missing shows as nothing.
+//! Source: ours; the tables follow `ss` and `ip -s`.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::cli;
+use crate::cluster::{self, Cluster};
+use crate::control;
+use crate::exit::Failure;
+use crate::output::{self, Table};
+use crate::signals::{StopSignals, Waited};
+
+/// Time between two answers of `--watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Shows the counters, connections and fall-backs of a cluster.
+pub(crate) fn stat(arguments: &cli::Stat) -> Result<(), Failure> {
+    let name = arguments.name.as_deref().or(arguments.cluster.as_deref());
+    let cluster = cluster::select(name)?;
+    if arguments.watch {
+        return watch(&cluster);
+    }
+    cluster.require_running()?;
+    let stat = look(&cluster)?;
+    if arguments.json {
+        output::json(&stat)
+    } else {
+        output::answer(&render(&stat))
+    }
+}
+
+fn watch(cluster: &Cluster) -> Result<(), Failure> {
+    /// Cursor home, then erase what is below.
+    const CLEAR: &str = "\x1b[H\x1b[2J";
+    let stop = StopSignals::catch()?;
+    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
+    loop {
+        let text = render(&look(cluster)?);
+        if is_terminal {
+            output::answer(&format!("{CLEAR}{text}"))?;
+        } else {
+            output::answer(&format!("{text}\n"))?;
+        }
+        if stop.wait(&[], Some(WATCH_INTERVAL))? == Waited::Stop {
+            return Ok(());
+        }
+    }
+}
+
+fn look(cluster: &Cluster) -> Result<Value, Failure> {
+    Ok(control::stat(&cluster.directory)?)
+}
+
+/// The tables of a stat object.
+pub(crate) fn render(stat: &Value) -> String {
+    let mut text = format!(
+        "cluster {}, emulator process {}\n\n",
+        word(stat, "cluster"),
+        number(stat, "emulator_pid")
+    );
+    text.push_str(&nodes(stat).render(""));
+    section(&mut text, "connections", &connections(stat));
+    section(&mut text, "since the start", &totals(stat));
+    section(&mut text, "connections that took TCP", &fallbacks(stat));
+    section(&mut text, "out of the switch's reach", &ungoverned(stat));
+    for finding in rows(stat, "findings") {
+        let finding = finding
+            .as_str()
+            .map_or_else(|| finding.to_string(), str::to_owned);
+        text.push_str(&format!("\nfinding: {finding}\n"));
+    }
+    text
+}
+
+fn section(text: &mut String, title: &str, table: &Table) {
+    if table.is_empty() {
+        text.push_str(&format!("\n{title}: none\n"));
+    } else {
+        text.push_str(&format!("\n{title}:\n{}", table.render("")));
+    }
+}
+
+fn nodes(stat: &Value) -> Table {
+    let mut table = Table::new(&[
+        "NODE",
+        "ADDRESSES",
+        ">SENT",
+        ">RECEIVED",
+        ">WQES",
+        ">CQES",
+        ">KICKS",
+        ">PARKS",
+        ">ERRORS",
+        ">QPS",
+        ">CQS",
+        ">MRS",
+        ">FUNCTIONS",
+    ]);
+    for node in rows(stat, "nodes") {
+        let counters = &node["counters"];
+        let counts = [
+            "wqes",
+            "cqes",
+            "kicks",
+            "parks",
+            "errors",
+            "qps",
+            "cqs",
+            "mrs",
+            "functions",
+        ];
+        let mut cells = vec![
+            word(node, "name"),
+            control::addresses_text(&words(node, "addresses")),
+            output::bytes(number(counters, "tx_payload_bytes")),
+            output::bytes(number(counters, "rx_payload_bytes")),
+        ];
+        cells.extend(counts.map(|key| output::count(number(counters, key))));
+        table.row(cells);
+    }
+    table
+}
+
+fn connections(stat: &Value) -> Table {
+    let mut table = Table::new(&[
+        "NODE",
+        "ROAD",
+        "LOCAL",
+        "REMOTE",
+        ">SENT",
+        ">RECEIVED",
+        "PROGRAM",
+        ">PID",
+        "MODE",
+        "WHY TCP",
+    ]);
+    for connection in rows(stat, "connections") {
+        let mut cells: Vec<String> = ["node", "road", "local", "remote"]
+            .map(|key| word(connection, key))
+            .into();
+        cells.extend(["tx_bytes", "rx_bytes"].map(|key| output::bytes(number(connection, key))));
+        cells.push(word(connection, "program"));
+        cells.push(number(connection, "pid").to_string());
+        cells.extend(["mode", "reason"].map(|key| word(connection, key)));
+        table.row(cells);
+    }
+    table
+}
+
+fn totals(stat: &Value) -> Table {
+    let mut table = Table::new(&[
+        "NODE",
+        ">SAN CONNECTIONS",
+        ">SENT",
+        ">RECEIVED",
+        ">TCP CONNECTIONS",
+    ]);
+    for total in rows(stat, "totals") {
+        table.row([
+            word(total, "node"),
+            output::count(number(total, "san_connections")),
+            output::bytes(number(total, "san_tx_bytes")),
+            output::bytes(number(total, "san_rx_bytes")),
+            output::count(number(total, "tcp_connections")),
+        ]);
+    }
+    table
+}
+
+fn fallbacks(stat: &Value) -> Table {
+    let mut table = Table::new(&["NODE", "REASON", ">COUNT", "MEANING"]);
+    for fallback in rows(stat, "fallbacks") {
+        let reason = word(fallback, "reason");
+        let meaning = meaning(&reason).to_owned();
+        table.row([
+            word(fallback, "node"),
+            reason,
+            output::count(number(fallback, "count")),
+            meaning,
+        ]);
+    }
+    table
+}
+
+fn ungoverned(stat: &Value) -> Table {
+    let mut table = Table::new(&["NODE", ">PID", "PROGRAM", "WHAT"]);
+    for program in rows(stat, "ungoverned") {
+        table.row([
+            word(program, "node"),
+            number(program, "pid").to_string(),
+            word(program, "program"),
+            word(program, "what"),
+        ]);
+    }
+    table
+}
+
+/// What a reason means, for people.
+pub(crate) fn meaning(reason: &str) -> &'static str {
+    match reason {
+        "loopback" => "the node spoke to itself",
+        "off_subnet" => "the other end is on no subnet of the cluster",
+        "bind_not_san" => "the socket was bound to an address of no NIC",
+        "option" => "the socket has an option or use that the SAN does not carry",
+        "no_provider" => "the node has no SAN provider, or its NIC no address",
+        "sp_socket" => "the provider had no companion socket to give",
+        "sp_bind" => "the provider refused the bind",
+        "sp_setsockopt" => "the provider refused a socket option",
+        "sp_listen" => "the provider refused to listen",
+        "sp_event_select" => "the provider refused to report events",
+        "sp_connect" => "the provider refused the connect",
+        "no_san_listener" => "nobody listens there on the SAN",
+        "san_timeout" => "nobody answered on the SAN in time",
+        "backlog_full" => "the listener's backlog stayed full",
+        "provider_down" => "the emulator was gone",
+        "link_down" => "the NIC's port was down",
+        "static_binary" => "the program is statically linked",
+        "go_binary" => "the program makes its system calls itself (Go)",
+        "setid_binary" => "the program runs with other rights than its caller",
+        "musl_binary" => "the program is linked against musl",
+        "old_glibc" => "the program's glibc is too old for the library",
+        _ => "",
+    }
+}
+
+fn rows<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value[key].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn word(value: &Value, key: &str) -> String {
+    value[key].as_str().unwrap_or_default().to_owned()
+}
+
+fn words(value: &Value, key: &str) -> Vec<String> {
+    rows(value, key)
+        .iter()
+        .filter_map(|word| Some(word.as_str()?.to_owned()))
+        .collect()
+}
+
+fn number(value: &Value, key: &str) -> u64 {
+    value[key].as_u64().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ring_proto::telemetry::Reason;
+    use serde_json::json;
+
+    #[test]
+    fn every_reason_has_a_meaning() {
+        for reason in Reason::ALL {
+            assert_ne!(meaning(reason.name()), "", "{}", reason.name());
+        }
+    }
+
+    #[test]
+    fn tables_show_what_the_object_holds() {
+        let stat = json!({
+            "cluster": "lab", "emulator_pid": 7,
+            "nodes": [{"name": "a", "addresses": [], "counters": {"tx_payload_bytes": 2048, "wqes": 3}}],
+            "connections": [{"node": "a", "pid": 9, "program": "curl", "local": "127.77.0.1:5", "remote": "127.77.0.2:6",
+                "road": "tcp", "reason": "no_san_listener", "tx_bytes": 1, "rx_bytes": 2}],
+            "fallbacks": [{"node": "a", "reason": "no_san_listener", "count": 4}],
+        });
+        let text = render(&stat);
+        for part in [
+            "cluster lab",
+            "2.00 KiB",
+            "127.77.0.2:6",
+            "nobody listens there",
+            "since the start: none",
+            "no address",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_answer_of_another_shape_is_shown_as_nothing() {
+        for stat in [
+            json!(null),
+            json!({"nodes": 3, "connections": [1]}),
+            json!([]),
+        ] {
+            assert!(render(&stat).starts_with("cluster "));
+        }
+    }
+}

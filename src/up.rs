@@ -1,0 +1,94 @@
+//! `sanlab up`: starts a cluster and, in the foreground, stays with it.
+//!
+//! Place: reads the plan, starts the emulator process, prints `ready`.
+//! Invariants: nothing is started when the configuration has a mistake; whatever way the command ends, nothing of its cluster is left,
+//! unless it was told to detach.
+//! Source: ours, the command-line contract.
+
+use std::os::fd::AsFd as _;
+
+use crate::cli;
+use crate::config::{self, ClusterPlan};
+use crate::control;
+use crate::emulator::{Emulator, StartOptions, Started};
+use crate::exit::{FAILED, Failure};
+use crate::output::{self, Table};
+use crate::paths::RunDirectory;
+use crate::signals::{StopSignals, Waited};
+
+/// Name of a cluster that nobody named.
+const DEFAULT_NAME: &str = "default";
+
+/// Starts a cluster.
+pub(crate) fn up(arguments: &cli::Up) -> Result<(), Failure> {
+    let plan = match &arguments.file {
+        Some(file) => ClusterPlan::read(file).map_err(Failure::usage)?,
+        None => ClusterPlan::built_in(),
+    };
+    let name = arguments
+        .name
+        .as_deref()
+        .or(plan.name.as_deref())
+        .unwrap_or(DEFAULT_NAME);
+    if !config::is_name(name) {
+        return Err(Failure::usage(format_args!(
+            "--name: `{name}` is no name; a name has {}",
+            config::NAME_RULE
+        )));
+    }
+    if arguments.print_config {
+        return output::answer(&plan.to_toml(name));
+    }
+    let stop = StopSignals::catch()?;
+    let options = StartOptions {
+        is_detached: arguments.detach,
+        owns_run_directory: false,
+    };
+    let run = RunDirectory::of_user();
+    let emulator = match Emulator::start(&run, name, &plan, options, &stop)? {
+        Started::Ready(emulator) => emulator,
+        Started::Stopped => return Ok(()),
+    };
+    output::answer(&describe(name, &emulator)?)?;
+    if arguments.detach {
+        emulator.release();
+        return Ok(());
+    }
+    stay(name, emulator, &stop)
+}
+
+fn describe(name: &str, emulator: &Emulator) -> anyhow::Result<String> {
+    let info = control::ping(emulator.directory())?;
+    let mut table = Table::new(&["NODE", "ADDRESSES"]);
+    for node in &info.nodes {
+        table.row([node.name.clone(), control::addresses_text(&node.addresses)]);
+    }
+    let first = info.nodes.first().map_or("", |node| node.name.as_str());
+    Ok(format!(
+        "cluster {name}, emulator process {}, in {}\n{}run a program on it: sanlab run --cluster {name} --node {first} -- COMMAND\nready\n",
+        emulator.pid(),
+        emulator.directory().display(),
+        table.render("  "),
+    ))
+}
+
+/// Stays until Ctrl-C or until the emulator ends.
+fn stay(name: &str, mut emulator: Emulator, stop: &StopSignals) -> Result<(), Failure> {
+    let waited = stop.wait(&[emulator.process().as_fd()], None)?;
+    let status = match waited {
+        Waited::Stop | Waited::TimedOut => {
+            emulator.stop()?;
+            return Ok(());
+        }
+        Waited::Ready(_) => emulator.collect()?,
+    };
+    if status.success() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        FAILED,
+        format_args!(
+            "the emulator of the cluster `{name}` ended ({status}); its leftovers have been removed, start it again with `sanlab up`"
+        ),
+    ))
+}
