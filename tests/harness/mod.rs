@@ -1,0 +1,209 @@
+//! Harness of the end-to-end tests: a run directory, a cluster and processes of one test's own.
+//!
+//! Place: every `tests/cli_*.rs` and `tests/programs_*.rs` starts with [`Lab::new`].
+//! Invariants: nothing is shared between tests but the binary; whatever a test starts ends with its [`Lab`], by process id. Nothing sleeps to
+//! synchronise: tests wait for conditions, and a watchdog that dumps what it sees ends a test that waits for ever.
+//! Source: ours.
+#![allow(
+    dead_code,
+    unused_imports,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "each test file uses another part of the harness, which fails by panicking and tells why on standard error"
+)]
+
+pub(crate) mod cluster;
+pub(crate) mod kernel;
+pub(crate) mod process;
+pub(crate) mod programs;
+mod watchdog;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+
+pub(crate) use cluster::Cluster;
+pub(crate) use process::Process;
+use watchdog::Watchdog;
+
+/// The road that connections between nodes must take in the program suites.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Road {
+    /// Kernel TCP, through the hooks.
+    Tcp,
+    /// The emulated SAN.
+    San,
+}
+
+impl Road {
+    /// What the suites demand; `SANLAB_TEST_ROAD=tcp` or `san` changes it.
+    pub(crate) fn expected() -> Self {
+        match std::env::var("SANLAB_TEST_ROAD").as_deref() {
+            Ok("san") => Self::San,
+            Ok("tcp") => Self::Tcp,
+            Ok(other) => panic!("SANLAB_TEST_ROAD is `{other}`; it must be san or tcp"),
+            Err(_) => Self::Tcp,
+        }
+    }
+}
+
+/// A test's own world: a temporary directory with a run directory in it, and a watchdog.
+pub(crate) struct Lab {
+    directory: PathBuf,
+    watchdog: Watchdog,
+}
+
+/// Time after which a test that still waits has failed.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+impl Lab {
+    /// A world for the test of this name.
+    pub(crate) fn new(test: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        // Short, because socket paths are.
+        let name = format!("sl-{}-{number}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        std::fs::create_dir(&directory).unwrap();
+        Self {
+            watchdog: Watchdog::start(test, &directory, PATIENCE),
+            directory,
+        }
+    }
+
+    /// A directory for files of the test.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The run directory.
+    pub(crate) fn run_directory(&self) -> PathBuf {
+        self.directory.join("run")
+    }
+
+    /// The `sanlab` command in this world.
+    pub(crate) fn sanlab<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(
+        &self,
+        arguments: I,
+    ) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sanlab"));
+        command
+            .args(arguments)
+            .env("SANLAB_RUN_DIR", self.run_directory())
+            .env("TMPDIR", &self.directory)
+            .env_remove("LD_PRELOAD")
+            .stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// Runs `sanlab` to its end.
+    pub(crate) fn output(&self, arguments: &[&str]) -> Output {
+        self.sanlab(arguments).output().unwrap()
+    }
+
+    /// Runs `sanlab`, which must succeed, and gives its standard output.
+    pub(crate) fn succeed(&self, arguments: &[&str]) -> String {
+        let output = self.output(arguments);
+        assert!(output.status.success(), "sanlab {arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs `sanlab`, which must end with this code, and gives its standard error.
+    pub(crate) fn fail(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.output(arguments);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "sanlab {arguments:?}: {output:?}"
+        );
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Runs `sanlab … --json` and gives its answer.
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
+        let text = self.succeed(arguments);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Starts a process whose output is kept in files of this world.
+    pub(crate) fn spawn(&self, label: &str, command: Command) -> Process {
+        let process = Process::spawn(label, command, &self.directory);
+        self.watchdog.watch(label, process.pid());
+        process
+    }
+
+    /// Starts the built-in cluster in the foreground, and waits until it is ready.
+    pub(crate) fn up(&self) -> Cluster<'_> {
+        self.up_with(&[])
+    }
+
+    /// Starts a cluster in the foreground with these arguments, and waits until it is ready.
+    pub(crate) fn up_with(&self, arguments: &[&str]) -> Cluster<'_> {
+        Cluster::start(self, arguments)
+    }
+
+    /// Writes a file of the test.
+    pub(crate) fn write(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.directory.join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// Names of everything in the run directory.
+    pub(crate) fn leftovers(&self) -> Vec<String> {
+        names_in(&self.run_directory())
+    }
+
+    /// Names of the directories that demos have made for themselves.
+    pub(crate) fn demo_directories(&self) -> Vec<String> {
+        let mut names = names_in(&self.directory);
+        names.retain(|name| name.starts_with("sanlab-demo"));
+        names
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // Detached emulators of the test end here; everything else has been dropped before.
+        kernel::end_emulators_below(&self.directory);
+        if std::thread::panicking() {
+            process::print_outputs(&self.directory);
+        }
+        // Leftovers would only take room.
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn names_in(directory: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect()
+}
+
+/// Waits until a condition holds. The watchdog of the test ends a wait that never does.
+pub(crate) fn wait_until(mut is_met: impl FnMut() -> bool) {
+    while !is_met() {
+        pause();
+    }
+}
+
+/// Waits until a value is there.
+pub(crate) fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    loop {
+        if let Some(value) = look() {
+            return value;
+        }
+        pause();
+    }
+}
+
+fn pause() {
+    // An early return only means an early look.
+    let _ = nix::poll::poll(&mut [], 5_u16);
+}

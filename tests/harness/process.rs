@@ -1,0 +1,165 @@
+//! Processes of a test, with their output in files.
+//!
+//! Place: [`super::Lab::spawn`] makes them. Invariants: dropping one kills it by its id and waits for it.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A running process.
+pub(crate) struct Process {
+    child: Child,
+    label: String,
+    stdout: PathBuf,
+    stderr: PathBuf,
+    is_done: bool,
+}
+
+impl Process {
+    pub(crate) fn spawn(label: &str, mut command: Command, directory: &Path) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let stdout = directory.join(format!("{number:03}-{label}.out"));
+        let stderr = directory.join(format!("{number:03}-{label}.err"));
+        let child = command
+            .stdout(Stdio::from(File::create(&stdout).unwrap()))
+            .stderr(Stdio::from(File::create(&stderr).unwrap()))
+            .spawn()
+            .unwrap_or_else(|error| panic!("{label}: {error}"));
+        Self {
+            child,
+            label: label.to_owned(),
+            stdout,
+            stderr,
+            is_done: false,
+        }
+    }
+
+    /// Process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written to standard output.
+    pub(crate) fn stdout(&self) -> String {
+        read(&self.stdout)
+    }
+
+    /// What it has written to standard error.
+    pub(crate) fn stderr(&self) -> String {
+        read(&self.stderr)
+    }
+
+    /// Writes to its standard input, which must be a pipe.
+    pub(crate) fn write(&mut self, text: &str) {
+        use std::io::Write as _;
+        let stdin = self.child.stdin.as_mut().expect("no pipe to the process");
+        stdin.write_all(text.as_bytes()).unwrap();
+        stdin.flush().unwrap();
+    }
+
+    /// Ends its standard input.
+    pub(crate) fn close_stdin(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
+    /// Waits until its standard output has this text; the process must not end before.
+    pub(crate) fn wait_output(&mut self, text: &str) {
+        super::wait_until(|| {
+            let ended = self.child.try_wait().unwrap();
+            if self.stdout().contains(text) {
+                return true;
+            }
+            if let Some(status) = ended {
+                panic!(
+                    "{} ended ({status}) before it said {text:?}: {}{}",
+                    self.label,
+                    self.stdout(),
+                    self.stderr()
+                );
+            }
+            false
+        });
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.pid()).unwrap()), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        self.close_stdin();
+        let status = super::wait_for(|| self.child.try_wait().unwrap());
+        self.is_done = true;
+        status
+    }
+
+    /// Waits for its end, which must be a success, and gives its standard output.
+    pub(crate) fn succeed(mut self) -> String {
+        let status = self.wait();
+        assert!(
+            status.success(),
+            "{} ({status}): {}{}",
+            self.label,
+            self.stdout(),
+            self.stderr()
+        );
+        self.stdout()
+    }
+
+    /// Kills it with SIGKILL and waits for its end.
+    pub(crate) fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.is_done {
+            // Fails only for a process that has ended.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+/// Prints the outputs of all processes of a test that has failed.
+pub(crate) fn print_outputs(directory: &Path) {
+    /// More of one output would hide the others.
+    const SHOWN: usize = 8 << 10;
+    let mut paths: Vec<PathBuf> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|end| end == "out" || end == "err")
+        })
+        .collect();
+    paths.sort();
+    for path in paths {
+        let text = read(&path);
+        let text = text
+            .get(text.len().saturating_sub(SHOWN)..)
+            .unwrap_or(&text);
+        if !text.trim().is_empty() {
+            let name = path.file_name().unwrap_or_default().display();
+            eprintln!("--- {name}\n{}", text.trim_end());
+        }
+    }
+}
