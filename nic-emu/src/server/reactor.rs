@@ -4,7 +4,7 @@
 //! epoll before it is closed; what a process sent before its end is acted on before its end is; the number of sources is bounded.
 //! Source: ours. Leaves out: what the messages mean ([`super::vfio`], [`super::channel`], [`crate::control`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -49,7 +49,8 @@ pub(crate) struct Reactor {
     /// Families of functions that processes opened; functions of the listening sockets have none.
     families: HashMap<FunctionId, FamilyId>,
     next_family: u64,
-    control_connections: usize,
+    /// Control connections, oldest first.
+    control_connections: VecDeque<Token>,
     log: LogBudget,
     engine: EngineThread,
 }
@@ -112,7 +113,7 @@ impl Reactor {
             config,
             families: HashMap::new(),
             next_family: 1,
-            control_connections: 0,
+            control_connections: VecDeque::new(),
             log: LogBudget::default(),
             engine,
         };
@@ -163,11 +164,11 @@ impl Reactor {
 
     /// Adds a source that the server cannot do without.
     fn watch(&mut self, source: Source) -> Result<(), ServeError> {
-        self.add(source).map_err(system("epoll_ctl"))
+        self.add(source).map(|_| ()).map_err(system("epoll_ctl"))
     }
 
     /// Adds a source; when that is not possible it is closed.
-    fn add(&mut self, source: Source) -> Result<(), Errno> {
+    fn add(&mut self, source: Source) -> Result<Token, Errno> {
         let watched = Watched {
             source,
             interest: Interest::READ,
@@ -180,7 +181,7 @@ impl Reactor {
         {
             Ok(()) => {
                 self.sources.put_back(token, watched);
-                Ok(())
+                Ok(token)
             }
             Err(errno) => {
                 self.sources.retire(token);
@@ -190,10 +191,22 @@ impl Reactor {
     }
 
     /// Adds a source that a peer asked for.
-    fn add_or_drop(&mut self, source: Source) {
-        if let Err(errno) = self.add(source) {
-            self.complain("connection", &format!("dropped: {errno}"));
+    fn add_or_drop(&mut self, source: Source) -> Option<Token> {
+        self.add(source)
+            .inspect_err(|errno| self.complain("connection", &format!("dropped: {errno}")))
+            .ok()
+    }
+
+    /// Ends the oldest control connection when there are too many: it had its time, and idle ones must not lock others out.
+    fn make_room_for_control(&mut self) -> Result<(), EngineGone> {
+        if self.control_connections.len() == CONTROL_LIMIT
+            && let Some(oldest) = self.control_connections.pop_front()
+            && let Some(watched) = self.sources.take(oldest)
+        {
+            self.complain("control", "too many connections");
+            self.close(oldest, watched.source)?;
         }
+        Ok(())
     }
 
     /// Gives one source its turn.
@@ -236,12 +249,10 @@ impl Reactor {
             }
             Source::ControlListener(listener) => {
                 for connection in self.accept(listener) {
-                    if self.control_connections == CONTROL_LIMIT {
-                        self.complain("control", "too many connections");
-                        continue;
-                    }
-                    self.control_connections += 1;
-                    self.add_or_drop(Source::Control(Connection::new(connection)));
+                    self.make_room_for_control()?;
+                    let connection = Source::Control(Connection::new(connection));
+                    let added = self.add_or_drop(connection);
+                    self.control_connections.extend(added);
                 }
                 Ok(Turn::Wait(Interest::READ))
             }
@@ -268,7 +279,7 @@ impl Reactor {
         self.sources.retire(token);
         let engine = self.engine.handle();
         match source {
-            Source::Control(_) => self.control_connections -= 1,
+            Source::Control(_) => self.control_connections.retain(|&known| known != token),
             Source::Session { session, .. } => {
                 if let Some(function) = session.function() {
                     self.families.remove(&function);

@@ -53,14 +53,9 @@ pub(crate) fn frame(header: &Header) -> Frame {
     }
 }
 
-/// What a client announces in VERSION.
+/// The minor version that both sides speak.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct ClientVersion {
-    /// Minor version.
-    pub(crate) minor: u16,
-    /// Descriptors it takes in one message.
-    pub(crate) max_msg_fds: u32,
-}
+pub(crate) struct Minor(u16);
 
 /// What a SET_IRQS asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -78,7 +73,7 @@ pub(crate) enum IrqAction<'a> {
 /// A command with sound lengths.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Request<'a> {
-    Version(ClientVersion),
+    Version(Minor),
     DmaMap(vfio::DmaMap),
     DmaUnmap(vfio::DmaUnmap),
     DeviceInfo,
@@ -233,31 +228,26 @@ fn sized<T>(argsz: u32) -> Result<(), Errno> {
     }
 }
 
-fn version(payload: &[u8]) -> Result<ClientVersion, Errno> {
-    #[derive(serde::Deserialize, Default)]
-    #[serde(default)]
-    struct Capabilities {
-        max_msg_fds: u32,
-    }
-    #[derive(serde::Deserialize, Default)]
-    #[serde(default)]
+fn version(payload: &[u8]) -> Result<Minor, Errno> {
+    // Nothing a client can announce changes what it is sent: no reply carries more than one descriptor.
+    #[derive(serde::Deserialize)]
     struct Data {
-        capabilities: Capabilities,
+        #[serde(default)]
+        #[serde(rename = "capabilities")]
+        _capabilities: serde_json::Map<String, serde_json::Value>,
     }
     let (version, data) = prefix::<vfio::Version>(payload)?;
     if version.major != vfio::VERSION_MAJOR {
         return Err(Errno::EPROTONOSUPPORT);
     }
-    let data = match data.split_last() {
-        None => Data::default(),
-        Some((0, text)) => serde_json::from_slice(text).map_err(|_| Errno::EINVAL)?,
+    match data.split_last() {
+        None => {}
+        Some((0, text)) => {
+            serde_json::from_slice::<Data>(text).map_err(|_| Errno::EINVAL)?;
+        }
         Some(_) => return Err(Errno::EINVAL),
-    };
-    Ok(ClientVersion {
-        minor: version.minor.min(vfio::VERSION_MINOR),
-        // Absent means 1.
-        max_msg_fds: data.capabilities.max_msg_fds.max(1),
-    })
+    }
+    Ok(Minor(version.minor.min(vfio::VERSION_MINOR)))
 }
 
 fn set_irqs(payload: &[u8], fds: usize) -> Result<Request<'_>, Errno> {
@@ -315,11 +305,11 @@ fn write_multi(payload: &[u8]) -> Result<Request<'_>, Errno> {
 }
 
 /// Answer to a VERSION: version header and capabilities, NUL-terminated.
-pub(crate) fn version_reply(client: ClientVersion) -> Vec<u8> {
+pub(crate) fn version_reply(Minor(minor): Minor) -> Vec<u8> {
     use zerocopy::IntoBytes;
     let version = vfio::Version {
         major: vfio::VERSION_MAJOR,
-        minor: client.minor,
+        minor,
     };
     let capabilities = serde_json::json!({
         "capabilities": {

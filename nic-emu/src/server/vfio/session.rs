@@ -210,7 +210,7 @@ impl Session {
         let request = message::parse(command, payload, fds.len());
         let Some(function) = &mut self.function else {
             // The first message has to be a VERSION that we speak; otherwise there is nothing to go on with.
-            let Ok(Request::Version(version)) = request else {
+            let Ok(Request::Version(minor)) = request else {
                 self.closing = true;
                 return Err(request.err().unwrap_or(Errno::EINVAL).into());
             };
@@ -223,7 +223,7 @@ impl Session {
                 "function attached"
             );
             self.function = Some(Function::new(attached));
-            return Ok(Reply::bytes(message::version_reply(version)));
+            return Ok(Reply::bytes(message::version_reply(minor)));
         };
         match request? {
             Request::Version(_) => Err(Errno::EINVAL.into()),

@@ -37,23 +37,26 @@ fn version_needs_a_nul_and_json() {
         let mut payload = vec![0, 0, 1, 0];
         payload.extend_from_slice(text);
         parse(vfio::CMD_VERSION, &payload, 0).map(|request| match request {
-            Request::Version(version) => version.max_msg_fds,
+            Request::Version(Minor(minor)) => minor,
             other => panic!("{other:?}"),
         })
     };
-    assert_eq!(with(b""), Ok(1));
-    assert_eq!(with(b"{}\0"), Ok(1));
-    assert_eq!(
-        with(b"{\"capabilities\":{\"max_msg_fds\":8,\"other\":[1]}}\0"),
-        Ok(8)
-    );
-    assert_eq!(with(b"{}"), Err(Errno::EINVAL));
-    assert_eq!(with(b"\0"), Err(Errno::EINVAL));
-    assert_eq!(with(b"{}\0 \0"), Err(Errno::EINVAL));
-    assert_eq!(
-        with(b"{\"capabilities\":{\"max_msg_fds\":-1}}\0"),
-        Err(Errno::EINVAL)
-    );
+    for good in [
+        &b""[..],
+        b"{}\0",
+        b"{\"capabilities\":{\"max_msg_fds\":8,\"other\":[1]},\"more\":1}\0",
+    ] {
+        assert_eq!(with(good), Ok(1));
+    }
+    for bad in [
+        &b"{}"[..],
+        b"\0",
+        b"{}\0 \0",
+        b"[]\0 ",
+        b"{\"capabilities\":7}\0",
+    ] {
+        assert_eq!(with(bad), Err(Errno::EINVAL));
+    }
     assert_eq!(
         parse(vfio::CMD_VERSION, &[1, 0, 0, 0], 0),
         Err(Errno::EPROTONOSUPPORT)
@@ -64,11 +67,11 @@ fn version_needs_a_nul_and_json() {
 #[test]
 fn a_minor_version_of_the_future_is_answered_with_ours() {
     let payload = [0, 0, 9, 0];
-    let Ok(Request::Version(version)) = parse(vfio::CMD_VERSION, &payload, 0) else {
+    let Ok(Request::Version(minor)) = parse(vfio::CMD_VERSION, &payload, 0) else {
         panic!("refused");
     };
-    assert_eq!(version.minor, vfio::VERSION_MINOR);
-    let reply = version_reply(version);
+    assert_eq!(minor, Minor(vfio::VERSION_MINOR));
+    let reply = version_reply(minor);
     assert_eq!(reply.last(), Some(&0));
     let text = &reply[4..reply.len() - 1];
     let value: serde_json::Value = serde_json::from_slice(text).unwrap();
