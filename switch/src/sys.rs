@@ -531,6 +531,16 @@ impl Rights {
     const LEN: usize = 20;
 }
 
+/// `close_range`.
+///
+/// # Errors
+/// The kernel's.
+pub fn close_range(first: u32, last: u32, flags: i32) -> SysResult<()> {
+    let args = [first as usize, last as usize, int(flags), 0, 0, 0];
+    // SAFETY: takes no pointer.
+    unsafe { syscall(libc::SYS_close_range, args) }.map(drop)
+}
+
 /// Soft limit of descriptors.
 #[must_use]
 pub fn descriptor_limit() -> u64 {
@@ -563,19 +573,66 @@ pub fn executable(path: &mut [u8]) -> usize {
 #[repr(C, align(8))]
 #[derive(Debug)]
 pub struct Name {
-    bytes: [u8; 28],
+    bytes: [u8; ROOM],
     /// Bytes in use, or after a call the bytes the kernel would have written.
     pub len: u32,
 }
+
+/// Bytes of the longest address of any family: `struct sockaddr_storage`.
+const ROOM: usize = 128;
+/// Bytes of an IPv6 address.
+const IP_ROOM: u32 = 28;
 
 impl Name {
     /// Room for an address of any IP family.
     #[must_use]
     pub const fn room() -> Self {
         Self {
-            bytes: [0; 28],
-            len: 28,
+            bytes: [0; ROOM],
+            len: IP_ROOM,
         }
+    }
+
+    /// Room for an address of any family.
+    #[must_use]
+    pub const fn wide_room() -> Self {
+        Self {
+            bytes: [0; ROOM],
+            len: 128,
+        }
+    }
+
+    /// Address of the bytes, for a C function that reads them.
+    #[must_use]
+    pub const fn const_pointer(&self) -> *const libc::sockaddr {
+        self.bytes.as_ptr().cast()
+    }
+
+    /// Address of the bytes, for a C function that writes them.
+    pub const fn pointer(&mut self) -> *mut libc::sockaddr {
+        self.bytes.as_mut_ptr().cast()
+    }
+
+    /// Address of the length, for a C function that writes it.
+    pub const fn len_pointer(&mut self) -> *mut u32 {
+        &raw mut self.len
+    }
+
+    /// Copies the bytes out as [`Self::write`] does, of whatever family they are.
+    ///
+    /// # Safety
+    /// As of [`Self::write`].
+    pub unsafe fn copy_out(&self, address: *mut u8, len: *mut u32) {
+        if address.is_null() || len.is_null() {
+            return;
+        }
+        // SAFETY: `len` is valid by the caller's promise.
+        let room = unsafe { len.read_unaligned() } as usize;
+        let count = room.min(self.len as usize).min(ROOM);
+        // SAFETY: `count` is at most the room that the caller promises and at most ROOM.
+        unsafe { ptr::copy_nonoverlapping(self.bytes.as_ptr(), address, count) };
+        // SAFETY: as above.
+        unsafe { len.write_unaligned(self.len) };
     }
 
     /// Reads an address as a program passes it. `None` for other families and for lengths that the kernel would refuse.
@@ -585,11 +642,11 @@ impl Name {
     #[must_use]
     pub unsafe fn read(address: *const u8, len: u32) -> Option<SocketAddr> {
         let mut name = Self::room();
-        let wanted = (len as usize).min(28);
+        let wanted = (len as usize).min(IP_ROOM as usize);
         if address.is_null() || wanted < 2 {
             return None;
         }
-        // SAFETY: the source is readable by the caller's promise, the room is 28 bytes, and they cannot overlap: `name` is new.
+        // SAFETY: the source is readable by the caller's promise, the room is longer, and they cannot overlap: `name` is new.
         unsafe { ptr::copy_nonoverlapping(address, name.bytes.as_mut_ptr(), wanted) };
         name.len = len;
         name.decode()
@@ -600,17 +657,8 @@ impl Name {
     /// # Safety
     /// `address` and `len` are both null, or `len` is valid and `address` is writable for `*len` bytes.
     pub unsafe fn write(from: SocketAddr, address: *mut u8, len: *mut u32) {
-        if address.is_null() || len.is_null() {
-            return;
-        }
-        let name = Self::from(from);
-        // SAFETY: `len` is valid by the caller's promise.
-        let room = unsafe { len.read_unaligned() } as usize;
-        let count = room.min(name.len as usize);
-        // SAFETY: `count` is at most the room that the caller promises and at most 28.
-        unsafe { ptr::copy_nonoverlapping(name.bytes.as_ptr(), address, count) };
-        // SAFETY: as above.
-        unsafe { len.write_unaligned(name.len) };
+        // SAFETY: by the caller's promise.
+        unsafe { Self::from(from).copy_out(address, len) };
     }
 
     /// Address of the bytes, for a system call.

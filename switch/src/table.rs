@@ -19,10 +19,9 @@
 use core::mem::size_of;
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicPtr;
 use std::os::fd::RawFd;
 
-use ring_proto::sync::{AtomicU32, AtomicU64, Ordering};
+use ring_proto::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::sys;
 use crate::tcp::Endpoint;

@@ -8,11 +8,10 @@
 
 use core::mem::{offset_of, size_of};
 use core::net::SocketAddr;
-use core::sync::atomic::AtomicPtr;
 use std::os::fd::RawFd;
 
 use ring_proto::admin::SockAddr;
-use ring_proto::sync::{AtomicU32, AtomicU64, Ordering};
+use ring_proto::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use ring_proto::telemetry::{ENTRIES, Entry, Header, LEN, LIVE, MAGIC, Reason};
 use zerocopy::IntoBytes;
 

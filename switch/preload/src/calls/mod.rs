@@ -1,0 +1,24 @@
+//! What the exports do around the real functions.
+//!
+//! Place: `exports` -> here -> `switch`. Invariants: nothing here blocks, apart from the bounded look for a refusal in a connect to
+//! the node's own loopback; everything runs under [`guarded`].
+
+pub(crate) mod descriptors;
+pub(crate) mod names;
+pub(crate) mod traffic;
+
+/// Runs `work` so that no panic passes into the program: it aborts here. Never put around a real function that can block, because a
+/// cancelled thread unwinds through that.
+#[inline]
+pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> T {
+    struct Abort;
+    impl Drop for Abort {
+        fn drop(&mut self) {
+            std::process::abort();
+        }
+    }
+    let abort = Abort;
+    let value = work();
+    core::mem::forget(abort);
+    value
+}

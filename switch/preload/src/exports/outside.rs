@@ -1,0 +1,77 @@
+//! Exports: ways around the C library's calls.
+//!
+//! Invariants: rings of the kernel would move bytes that no export sees, so there are none: programs fall back to ordinary calls.
+#![expect(unsafe_code, reason = "exports with the C library's names")]
+
+use core::ffi::{c_int, c_long, c_uint, c_void};
+
+use libc::size_t;
+
+use super::{descriptors, exports, names, real};
+use crate::{errno, runtime};
+
+/// The answer to every way into io_uring; liburing's functions return it negative.
+const NO_RINGS: c_int = libc::ENOSYS;
+
+exports! {
+    #[expect(
+        clippy::multiple_unsafe_ops_per_block,
+        reason = "one table; each arm calls the export of its name"
+    )]
+    fn syscall(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> isize {
+        if runtime::get().is_none() {
+            return real!(syscall(number, a, b, c, d, e, f));
+        }
+        let int = switch::sys::to_int;
+        let uint = |value: usize| int(value).cast_unsigned();
+        let pointer = core::ptr::with_exposed_provenance_mut::<c_void>;
+        // SAFETY: each with the arguments of the system call of its name.
+        unsafe {
+            match number {
+                libc::SYS_io_uring_setup => errno::answer_int(Err(NO_RINGS)) as isize,
+                libc::SYS_socket => names::socket(int(a), int(b), int(c)) as isize,
+                libc::SYS_bind => names::bind(int(a), pointer(b).cast(), uint(c)) as isize,
+                libc::SYS_listen => names::listen(int(a), int(b)) as isize,
+                libc::SYS_connect => names::connect(int(a), pointer(b).cast(), uint(c)) as isize,
+                libc::SYS_accept => names::accept(int(a), pointer(b).cast(), pointer(c).cast()) as isize,
+                libc::SYS_accept4 => names::accept4(int(a), pointer(b).cast(), pointer(c).cast(), int(d)) as isize,
+                libc::SYS_getsockname => names::getsockname(int(a), pointer(b).cast(), pointer(c).cast()) as isize,
+                libc::SYS_getpeername => names::getpeername(int(a), pointer(b).cast(), pointer(c).cast()) as isize,
+                libc::SYS_close => descriptors::close(int(a)) as isize,
+                libc::SYS_close_range => descriptors::close_range(uint(a), uint(b), int(c)) as isize,
+                libc::SYS_dup => descriptors::dup(int(a)) as isize,
+                libc::SYS_dup3 => descriptors::dup3(int(a), int(b), int(c)) as isize,
+                libc::SYS_fcntl => descriptors::fcntl(int(a), int(b), c) as isize,
+                _ => crate::real::syscall(number, a, b, c, d, e, f),
+            }
+        }
+    }
+
+    fn io_uring_setup(entries: c_uint, parameters: *mut c_void) -> c_int {
+        if runtime::get().is_some() {
+            return -NO_RINGS;
+        }
+        real!(io_uring_setup(entries, parameters))
+    }
+
+    fn io_uring_queue_init(entries: c_uint, ring: *mut c_void, flags: c_uint) -> c_int {
+        if runtime::get().is_some() {
+            return -NO_RINGS;
+        }
+        real!(io_uring_queue_init(entries, ring, flags))
+    }
+
+    fn io_uring_queue_init_params(entries: c_uint, ring: *mut c_void, parameters: *mut c_void) -> c_int {
+        if runtime::get().is_some() {
+            return -NO_RINGS;
+        }
+        real!(io_uring_queue_init_params(entries, ring, parameters))
+    }
+
+    fn io_uring_queue_init_mem(entries: c_uint, ring: *mut c_void, parameters: *mut c_void, memory: *mut c_void, len: size_t) -> c_int {
+        if runtime::get().is_some() {
+            return -NO_RINGS;
+        }
+        real!(io_uring_queue_init_mem(entries, ring, parameters, memory, len))
+    }
+}

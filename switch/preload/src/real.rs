@@ -1,0 +1,152 @@
+//! The real functions behind the exports.
+//!
+//! Place: every export ends here or in a raw system call. Invariants: all are looked up once, before any thread of the program
+//! runs: a lock taken by a later look-up could be held by another thread at a fork. A function this C library does not have answers
+//! `ENOSYS`. No wrapper holds anything with a destructor, so a cancelled thread unwinds through it.
+//! Source: dlsym(3), RTLD_NEXT.
+#![expect(
+    unsafe_code,
+    reason = "calls functions of the C library by their addresses"
+)]
+
+use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
+
+use libc::{FILE, iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
+use ring_proto::sync::{AtomicPtr, Ordering};
+
+use crate::errno;
+
+/// What a call returns when its function does not exist.
+pub(crate) trait Failure {
+    /// The value that sends the caller to `errno`.
+    const FAILED: Self;
+}
+
+impl Failure for c_int {
+    const FAILED: Self = -1;
+}
+
+impl Failure for ssize_t {
+    const FAILED: Self = -1;
+}
+
+impl<T> Failure for *mut T {
+    const FAILED: Self = core::ptr::null_mut();
+}
+
+impl Failure for () {
+    const FAILED: Self = ();
+}
+
+fn look_up(name: &CStr) -> *mut c_void {
+    // SAFETY: a C string; RTLD_NEXT is a valid handle for a library that the dynamic linker has loaded.
+    unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) }
+}
+
+fn find(slot: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
+    // Relaxed, here and below: all threads find the same address, and the code behind it was there before any of them.
+    let known = slot.load(Ordering::Relaxed);
+    if !known.is_null() {
+        return known;
+    }
+    // A constructor of another library ran before ours, or the function does not exist.
+    let found = look_up(name);
+    slot.store(found, Ordering::Relaxed);
+    found
+}
+
+macro_rules! real_functions {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $ret:ty;)*) => {
+        #[expect(non_upper_case_globals, reason = "named after their functions")]
+        mod slots {
+            use super::{AtomicPtr, c_void};
+            $(pub(super) static $name: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());)*
+        }
+
+        /// Looks all functions up.
+        pub(crate) fn resolve() {
+            $(slots::$name.store(look_up(name_of(concat!(stringify!($name), "\0"))), Ordering::Relaxed);)*
+        }
+
+        $(
+            /// The real function of this name.
+            ///
+            /// # Safety
+            /// As of the function.
+            #[inline(always)]
+            pub(crate) unsafe fn $name($($arg: $type),*) -> $ret {
+                let address = find(&slots::$name, name_of(concat!(stringify!($name), "\0")));
+                if address.is_null() {
+                    errno::store(libc::ENOSYS);
+                    return <$ret as Failure>::FAILED;
+                }
+                // SAFETY: the C library's function of this name has this signature. Variadic ones take their arguments in the
+                // same places on the supported architectures.
+                let function = unsafe {
+                    core::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn($($type),*) -> $ret>(address)
+                };
+                // SAFETY: by the caller's promise.
+                unsafe { function($($arg),*) }
+            }
+        )*
+    };
+}
+
+const fn name_of(text: &str) -> &CStr {
+    match CStr::from_bytes_with_nul(text.as_bytes()) {
+        Ok(name) => name,
+        Err(_) => c"",
+    }
+}
+
+real_functions! {
+    socket(domain: c_int, socket_type: c_int, protocol: c_int) -> c_int;
+    bind(fd: c_int, name: *const sockaddr, len: socklen_t) -> c_int;
+    listen(fd: c_int, backlog: c_int) -> c_int;
+    accept(fd: c_int, name: *mut sockaddr, len: *mut socklen_t) -> c_int;
+    accept4(fd: c_int, name: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int;
+    connect(fd: c_int, name: *const sockaddr, len: socklen_t) -> c_int;
+    getsockname(fd: c_int, name: *mut sockaddr, len: *mut socklen_t) -> c_int;
+    getpeername(fd: c_int, name: *mut sockaddr, len: *mut socklen_t) -> c_int;
+    getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> c_int;
+    setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int;
+
+    send(fd: c_int, bytes: *const c_void, len: size_t, flags: c_int) -> ssize_t;
+    sendto(fd: c_int, bytes: *const c_void, len: size_t, flags: c_int, name: *const sockaddr, name_len: socklen_t) -> ssize_t;
+    sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t;
+    sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int;
+    recv(fd: c_int, bytes: *mut c_void, len: size_t, flags: c_int) -> ssize_t;
+    recvfrom(fd: c_int, bytes: *mut c_void, len: size_t, flags: c_int, name: *mut sockaddr, name_len: *mut socklen_t) -> ssize_t;
+    recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t;
+    recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int;
+    read(fd: c_int, bytes: *mut c_void, len: size_t) -> ssize_t;
+    write(fd: c_int, bytes: *const c_void, len: size_t) -> ssize_t;
+    readv(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t;
+    writev(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t;
+    __read_chk(fd: c_int, bytes: *mut c_void, len: size_t, room: size_t) -> ssize_t;
+    __recv_chk(fd: c_int, bytes: *mut c_void, len: size_t, room: size_t, flags: c_int) -> ssize_t;
+    __recvfrom_chk(fd: c_int, bytes: *mut c_void, len: size_t, room: size_t, flags: c_int, name: *mut sockaddr, name_len: *mut socklen_t) -> ssize_t;
+    sendfile(to: c_int, from: c_int, offset: *mut off_t, count: size_t) -> ssize_t;
+    splice(from: c_int, from_offset: *mut off_t, to: c_int, to_offset: *mut off_t, len: size_t, flags: c_uint) -> ssize_t;
+
+    close(fd: c_int) -> c_int;
+    closefrom(first: c_int) -> ();
+    close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
+    dup(fd: c_int) -> c_int;
+    dup2(old: c_int, new: c_int) -> c_int;
+    dup3(old: c_int, new: c_int, flags: c_int) -> c_int;
+    fcntl(fd: c_int, command: c_int, argument: usize) -> c_int;
+    fclose(stream: *mut FILE) -> c_int;
+    freopen(path: *const c_char, mode: *const c_char, stream: *mut FILE) -> *mut FILE;
+    freopen64(path: *const c_char, mode: *const c_char, stream: *mut FILE) -> *mut FILE;
+
+    syscall(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long_result;
+    io_uring_setup(entries: c_uint, parameters: *mut c_void) -> c_int;
+    io_uring_queue_init(entries: c_uint, ring: *mut c_void, flags: c_uint) -> c_int;
+    io_uring_queue_init_params(entries: c_uint, ring: *mut c_void, parameters: *mut c_void) -> c_int;
+    io_uring_queue_init_mem(entries: c_uint, ring: *mut c_void, parameters: *mut c_void, memory: *mut c_void, len: size_t) -> c_int;
+}
+
+/// `long`, which has the size of `ssize_t` on the supported architectures.
+#[expect(non_camel_case_types, reason = "stands for a C type")]
+type c_long_result = ssize_t;
