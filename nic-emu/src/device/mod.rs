@@ -47,6 +47,7 @@ mod window;
 pub use counters::{Counters, NodeCounters};
 pub use error::DeviceError;
 pub use node::NodeInfo;
+pub(crate) use window::WINDOWS_LIMIT;
 
 /// What a connect meets whose listener already has its backlog of waiting requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

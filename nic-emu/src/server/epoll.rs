@@ -55,9 +55,10 @@ impl Poller {
             .add(fd, EpollEvent::new(interest.flags(), token.0))
     }
 
-    /// Watches an eventfd without ever reading it: each write is one event, whatever its counter says.
+    /// Watches an eventfd without having to read it: each write is one event, whatever the counter was before.
     ///
-    /// A peer that holds the same eventfd can neither make us block in a read nor swallow our event.
+    /// A peer that holds the same eventfd cannot make us block in a read. It can swallow an event by reading the counter before we
+    /// look, which is its own loss: nobody else's kick goes through that eventfd.
     pub(crate) fn add_eventfd(&self, fd: impl AsFd, token: Token) -> Result<(), Errno> {
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         self.epoll.add(fd, EpollEvent::new(flags, token.0))

@@ -2,8 +2,8 @@
 //!
 //! Place: the control thread hands work in by [`EngineHandle::call`]; clients reach the engine by doorbells and kicks alone.
 //! Invariants: only this thread touches the [`Device`]; between two calls or kicks an idle engine sleeps in epoll and uses no CPU; a
-//! call or a kick that comes while it falls asleep wakes it, because their eventfds are watched edge-triggered and never read, so
-//! every write is an event.
+//! call or a kick that comes while it falls asleep wakes it, because their eventfds are watched edge-triggered, so that every write
+//! is an event.
 //! Hot: the pump loop of [`Engine::run`]: no allocation, log or lock while no call waits.
 //! Source: ours (docs/device.md, section "Doorbells", and the measurements there).
 

@@ -20,9 +20,13 @@ struct Emulator {
 
 impl Emulator {
     fn start() -> Self {
+        Self::start_by(command())
+    }
+
+    fn start_by(mut command: Command) -> Self {
         let scratch = Scratch::new();
         let socket = scratch.path().join("nic.sock");
-        let mut child = command()
+        let mut child = command
             .arg("--socket")
             .arg(&socket)
             .stdout(Stdio::piped())
@@ -258,6 +262,41 @@ fn a_flood_of_bad_messages_fills_neither_log_nor_memory() {
     // A handful a second; nothing here takes minutes.
     assert!(stderr.lines().count() < 1000, "{}", stderr.lines().count());
     assert!(stderr.contains("refused a device message"), "{stderr}");
+}
+
+#[test]
+fn without_descriptors_newcomers_are_refused_and_nothing_spins() {
+    let mut shell = Command::new("sh");
+    let script = "ulimit -n 24; exec \"$0\" \"$@\"";
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_nic-emu")]);
+    let emulator = Emulator::start_by(shell);
+    let mut first = RawClient::attached(&emulator.socket);
+    let mut crowd: Vec<_> = (0..60)
+        .map(|_| RawClient::connect(&emulator.socket))
+        .collect();
+    // Those beyond the limit are hung up on; a VERSION that costs more descriptors than are left is refused.
+    let refused = crowd
+        .iter_mut()
+        .filter_map(|client| {
+            let header = client.header(vfio::CMD_VERSION, 4);
+            let bytes = [zerocopy::IntoBytes::as_bytes(&header), &[0, 0, 1, 0]].concat();
+            client.send(&bytes, &[]).ok()?;
+            client.reply()
+        })
+        .filter(|reply| reply.header.error == 0)
+        .count();
+    assert!(refused < 20, "{refused}");
+    assert_eq!(first.register(regs::MAGIC), regs::MAGIC_VALUE);
+    drop(crowd);
+    // Room again, as soon as the server has seen the others go.
+    let attach = || {
+        let mut client = RawClient::connect(&emulator.socket);
+        let header = client.header(vfio::CMD_VERSION, 4);
+        let bytes = [zerocopy::IntoBytes::as_bytes(&header), &[0, 0, 1, 0]].concat();
+        let sent = client.send(&bytes, &[]).is_ok();
+        sent && client.reply().is_some_and(|reply| reply.header.error == 0)
+    };
+    eventually("room again", attach, |&attached| attached);
 }
 
 #[test]

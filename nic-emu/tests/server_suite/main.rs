@@ -8,4 +8,5 @@ mod channel;
 mod control;
 mod harness;
 mod hostile;
+mod rings;
 mod stream;

@@ -14,6 +14,8 @@ use ring_proto::regs;
 use ring_proto::vfio::{self, Header};
 use zerocopy::FromBytes;
 
+use crate::device;
+
 /// Bytes of a header.
 pub(crate) const HEADER_LEN: usize = size_of::<Header>();
 /// Longest payload.
@@ -316,7 +318,7 @@ pub(crate) fn version_reply(Minor(minor): Minor) -> Vec<u8> {
             "max_msg_fds": vfio::MAX_FDS,
             "max_data_xfer_size": MAX_TRANSFER,
             "pgsizes": PAGE_SIZES,
-            "max_dma_maps": MAX_DMA_MAPS,
+            "max_dma_maps": device::WINDOWS_LIMIT,
             "write_multiple": true,
         }
     });
@@ -328,8 +330,6 @@ pub(crate) fn version_reply(Minor(minor): Minor) -> Vec<u8> {
 
 /// Page sizes of windows, one bit each: 4 KiB, 2 MiB, 1 GiB.
 const PAGE_SIZES: u64 = 1 << 12 | 1 << 21 | 1 << 30;
-/// Windows of a function that clients may count on.
-const MAX_DMA_MAPS: u64 = 256;
 
 /// Bytes and message of an ordinary reply.
 pub(crate) fn reply_header(to: &Header, payload: usize) -> Header {
