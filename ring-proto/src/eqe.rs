@@ -1,7 +1,7 @@
 //! Event queue elements: asynchronous and connection-manager events.
 //!
 //! Place: the engine writes them into the function's EQ ring, whoever holds the EQ's poll token files them for the others.
-//! Invariants: as for CQEs: the publish word is stored last with Release. Edges: `eqe-publish`.
+//! Invariants: as for CQEs: the publish word is stored last with Release. Edges: `cqe-publish`.
 //! Source: verbs asynchronous events and rdma_cm events by name; layout ours (docs/device.md, section "Event queue elements").
 
 use core::mem::{offset_of, size_of};

@@ -3,7 +3,7 @@
 //! Place: `driver` and `switch` write what `nic-emu` reads, and the other way round; both sides include this crate and nothing of each other.
 //! Invariants: no I/O, no threads, no logging; layouts are `repr(C)`, little-endian, without padding, asserted in `const` and
 //! compared with docs/device.md by a test.
-//! Hot: `doorbell`, `arm`, `index`, `wqe`, `cqe`, `copy`.
+//! Hot: `doorbell`, `arm`, `index`, `ring`, `wqe`, `cqe`, `copy`.
 //! Source: ours where nothing else is named; verbs words and numbers where verbs has them. Leaves out: storage and mapping of memory.
 
 pub mod admin;
@@ -17,6 +17,7 @@ pub mod eqe;
 pub mod ids;
 pub mod index;
 pub mod regs;
+pub mod ring;
 pub mod shared;
 pub mod status;
 pub mod sync;

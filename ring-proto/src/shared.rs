@@ -3,7 +3,7 @@
 //! Place: `nic-emu` and `driver` map BAR2 and rings and read or write them through here.
 //! Invariants: only `&Atomic…` is ever formed over shared memory, never `&T` or a slice; every access is in bounds of the mapping
 //! that the view was made of, whatever number the caller passes. Not built under loom, whose atomics have another layout.
-//! Hot: everything here. Edges: `cqe-publish`, `eqe-publish`, `admin-publish` (see [`Ring::publish`] and [`Ring::published`]).
+//! Hot: everything here. Leaves out: the order of accesses, which `ring`, `doorbell` and `arm` know.
 #![cfg(not(loom))]
 #![expect(
     unsafe_code,
@@ -14,7 +14,8 @@ use core::ptr::NonNull;
 
 use crate::doorbell::DirtyBits;
 use crate::index::Depth;
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::ring::{self, Storage};
+use crate::sync::{AtomicU32, AtomicU64};
 use crate::uar;
 
 /// View of a mapped BAR2.
@@ -206,6 +207,38 @@ impl<const WORDS: usize> Ring<WORDS> {
         self.depth
     }
 
+    /// Copies the element at `position` once; the copy is what may be checked and used.
+    #[inline]
+    #[must_use]
+    pub fn snapshot(&self, position: u32) -> [u64; WORDS] {
+        ring::snapshot(self, position)
+    }
+
+    /// Writes the element at `position`; published later by a doorbell.
+    #[inline]
+    pub fn write(&self, position: u32, words: &[u64; WORDS]) {
+        ring::write(self, position, words);
+    }
+
+    /// Writes the element at `position` and stores its last word, the publish word, with Release.
+    #[inline]
+    pub fn publish(&self, position: u32, words: &[u64; WORDS]) {
+        ring::publish(self, position, words);
+    }
+
+    /// Returns the element at `position` when its publish word carries the phase of that lap.
+    #[inline]
+    #[must_use]
+    pub fn published(&self, position: u32) -> Option<[u64; WORDS]> {
+        ring::published(self, position)
+    }
+}
+
+impl<const WORDS: usize> Storage<WORDS> for Ring<WORDS> {
+    fn depth(&self) -> Depth {
+        self.depth
+    }
+
     #[inline]
     fn word(&self, position: u32, word: usize) -> &AtomicU64 {
         let index = self.depth.index(position) as usize * WORDS + word % WORDS;
@@ -213,50 +246,6 @@ impl<const WORDS: usize> Ring<WORDS> {
         let pointer = unsafe { self.base.as_ptr().add(index) };
         // SAFETY: aligned by `new` 1., shared through atomics only by `new` 2.
         unsafe { AtomicU64::from_ptr(pointer) }
-    }
-
-    /// Copies the element at `position` once; the copy is what may be checked and used.
-    #[inline]
-    #[must_use]
-    pub fn snapshot(&self, position: u32) -> [u64; WORDS] {
-        // Relaxed: the caller acquired the producer that covers this element, and a hostile owner may change it at any time anyway.
-        core::array::from_fn(|i| self.word(position, i).load(Ordering::Relaxed))
-    }
-
-    /// Writes the element at `position`; published later by a doorbell.
-    #[inline]
-    pub fn write(&self, position: u32, words: &[u64; WORDS]) {
-        for (i, &w) in words.iter().enumerate() {
-            // Relaxed: the doorbell publishes.
-            self.word(position, i).store(w, Ordering::Relaxed);
-        }
-    }
-
-    /// Writes the element at `position` and stores its last word, the publish word, with Release.
-    #[inline]
-    pub fn publish(&self, position: u32, words: &[u64; WORDS]) {
-        for (i, &w) in words[..WORDS - 1].iter().enumerate() {
-            // Relaxed: published by the last word.
-            self.word(position, i).store(w, Ordering::Relaxed);
-        }
-        // EDGE cqe-publish (release): the words above and the payload before them. Acquired in `published`.
-        self.word(position, WORDS - 1)
-            .store(words[WORDS - 1], Ordering::Release);
-    }
-
-    /// Returns the element at `position` when its publish word carries the phase of that lap.
-    #[inline]
-    #[must_use]
-    pub fn published(&self, position: u32) -> Option<[u64; WORDS]> {
-        // EDGE cqe-publish (acquire): pairs with `publish`.
-        let last = self.word(position, WORDS - 1).load(Ordering::Acquire);
-        if crate::cqe::phase_of(last) != self.depth.phase(position) {
-            return None;
-        }
-        let mut words: [u64; WORDS] =
-            core::array::from_fn(|i| self.word(position, i).load(Ordering::Relaxed));
-        words[WORDS - 1] = last;
-        Some(words)
     }
 }
 
