@@ -16,7 +16,7 @@ use ring_proto::sync::{AtomicU32, AtomicU64};
 use crate::wsa::WsaError;
 
 /// The provider's own descriptor of a companion socket.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SpSocket(pub u64);
 
 /// The switch's descriptor, made by [`Upcalls::wpu_create_socket_handle`].

@@ -1,0 +1,172 @@
+//! Admin queue: one command at a time, under the function's lock.
+//!
+//! Place: every creation and change of a device object; `function`, `pair`, `verbs` and `provider` -> here -> doorbell slot 0.
+//! Invariants: a command exists once the producer in the arena covers it; a completion with another command id belongs to an owner
+//! of the lock who died, and is dropped; the wait ends when the device dies.
+//! Source: docs/device.md, "Admin commands".
+
+use ring_proto::admin::{AdminOp, AdminStatus, Body, Command, Completion, Named};
+use ring_proto::doorbell;
+use ring_proto::index::Depth;
+use ring_proto::shared::{CommandRing, CqeRing};
+use ring_proto::sync::Ordering;
+use ring_proto::uar::ADMIN_SLOT;
+
+use crate::error::AdminError;
+use crate::function::Locked;
+use crate::record;
+use crate::sys;
+
+/// Looks at the completion ring between two checks that the device lives.
+const LOOKS_PER_CHECK: u32 = 1024;
+/// Longest wait for a completion. A device that takes longer is gone, and so is everything on it.
+const LIMIT_NS: u64 = 10_000_000_000;
+
+const fn depth() -> Depth {
+    Depth::new(record::ADMIN_DEPTH).expect("a power of two")
+}
+
+impl Locked<'_> {
+    /// Runs a command and returns its two result words.
+    pub(crate) fn admin(&mut self, op: AdminOp, body: Body) -> Result<[u64; 2], AdminError> {
+        if self.function.is_dead() {
+            return Err(AdminError::Dead);
+        }
+        let header = self.function.header();
+        // Relaxed throughout: the lock orders the positions.
+        let command_id = header.admin_next_id.load(Ordering::Relaxed);
+        header
+            .admin_next_id
+            .store(command_id.wrapping_add(1), Ordering::Relaxed);
+        let producer = header.admin_producer.load(Ordering::Relaxed);
+        let command = Command {
+            opcode: op.0,
+            flags: 0,
+            command_id,
+            body,
+        };
+        self.commands()
+            .write(producer, &zerocopy::transmute!(command));
+        header
+            .admin_producer
+            .store(producer.wrapping_add(1), Ordering::Relaxed);
+        self.ring_admin();
+        let completion = self.completion_of(command_id)?;
+        match AdminStatus(completion.status) {
+            AdminStatus::OK => Ok(completion.result),
+            status => Err(AdminError::Refused { op, status }),
+        }
+    }
+
+    /// Runs a command that names one object and has no result.
+    pub(crate) fn admin_on(&mut self, op: AdminOp, id: u32) -> Result<[u64; 2], AdminError> {
+        self.admin(op, Named { id, reserved: 0 }.to_body())
+    }
+
+    /// Publishes the commands that the arena says exist.
+    pub(crate) fn ring_admin(&self) {
+        let bar = self.function.bar();
+        let producer = self
+            .function
+            .header()
+            .admin_producer
+            .load(Ordering::Relaxed);
+        let doorbell = bar.line(ADMIN_SLOT).sq_producer();
+        if doorbell::ring(doorbell, producer, bar.dirty_bits(ADMIN_SLOT), bar.parked()) {
+            self.function.attachment().kick();
+        }
+    }
+
+    fn completion_of(&mut self, command_id: u32) -> Result<Completion, AdminError> {
+        let header = self.function.header();
+        let ring = self.completions();
+        let mut deadline = None;
+        let mut looks = 0_u32;
+        loop {
+            let consumer = header.admin_consumer.load(Ordering::Relaxed);
+            if let Some(words) = ring.published(consumer) {
+                let next = consumer.wrapping_add(1);
+                header.admin_consumer.store(next, Ordering::Relaxed);
+                self.function.publish_consumer(ADMIN_SLOT, next);
+                let completion: Completion = zerocopy::transmute!(words);
+                if completion.command_id == command_id {
+                    return Ok(completion);
+                }
+                continue;
+            }
+            looks = looks.wrapping_add(1);
+            if looks.is_multiple_of(LOOKS_PER_CHECK) {
+                let now = sys::now_ns();
+                if self.function.check() {
+                    return Err(AdminError::Dead);
+                }
+                if now >= *deadline.get_or_insert(now + LIMIT_NS) {
+                    self.function.mark_dead();
+                    return Err(AdminError::Dead);
+                }
+            }
+            sys::yield_now();
+        }
+    }
+
+    fn commands(&self) -> CommandRing {
+        self.function
+            .arena()
+            .ring(record::ADMIN_SQ, depth())
+            .expect("the admin rings lie in every arena")
+    }
+
+    fn completions(&self) -> CqeRing {
+        self.function
+            .arena()
+            .ring(record::ADMIN_CQ, depth())
+            .expect("the admin rings lie in every arena")
+    }
+
+    /// Memory of the arena, `len` bytes with unknown content.
+    pub(crate) fn alloc(&mut self, len: u64) -> Option<u64> {
+        self.function
+            .header()
+            .heap
+            .alloc(self.function.arena(), len)
+    }
+
+    /// Gives memory of [`Locked::alloc`] back.
+    pub(crate) fn free(&mut self, offset: u64, len: u64) {
+        self.function
+            .header()
+            .heap
+            .free(self.function.arena(), offset, len);
+    }
+
+    /// A doorbell slot for an object that is no socket.
+    pub(crate) fn take_slot(&mut self) -> Option<u32> {
+        let words = &self.function.header().slots;
+        words.iter().zip(0_u32..).find_map(|(word, index)| {
+            let used = word.load(Ordering::Relaxed);
+            let bit = used.trailing_ones();
+            let slot = record::FREE_SLOTS + index * 64 + bit;
+            if bit == 64 || slot >= ring_proto::uar::SLOTS {
+                return None;
+            }
+            word.store(used | 1 << bit, Ordering::Relaxed);
+            Some(slot)
+        })
+    }
+
+    /// Gives a slot of [`Locked::take_slot`] back.
+    pub(crate) fn free_slot(&mut self, slot: u32) {
+        let index = slot.wrapping_sub(record::FREE_SLOTS);
+        let word = self
+            .function
+            .header()
+            .slots
+            .get(usize::try_from(index / 64).unwrap_or(usize::MAX));
+        if let Some(word) = word {
+            word.store(
+                word.load(Ordering::Relaxed) & !(1 << (index % 64)),
+                Ordering::Relaxed,
+            );
+        }
+    }
+}

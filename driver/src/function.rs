@@ -1,0 +1,435 @@
+//! An attached device function: registers, doorbells, arena, and the lock that its family of processes shares.
+//!
+//! Place: `opener` brings an attachment, [`Function::attach`] starts the device; `verbs` and `provider` make their objects on it.
+//! Invariants: everything that changes shared state besides a posted WQE happens under [`Function::lock`]; who finds the lock
+//! abandoned rings the admin doorbell for its dead owner and goes on; once the device is dead, nothing waits for it any more.
+//! Hot: [`Function::ring_sends`], [`Function::ring_receives`]. Source: docs/device.md, "Start".
+#![expect(unsafe_code, reason = "views the mapped BAR2")]
+
+use core::fmt;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use ring_proto::admin::{Access, AdminOp, Body, MrReg, QueueCreate};
+use ring_proto::attach::Attachment;
+use ring_proto::doorbell;
+use ring_proto::ids::{FunctionId, NodeId};
+use ring_proto::index::Depth;
+use ring_proto::regs;
+use ring_proto::shared::{Bar2, EqeRing};
+use ring_proto::sync::{AtomicU32, Ordering};
+use ring_proto::uar;
+
+use crate::arena::Arena;
+use crate::error::FunctionError;
+use crate::lock::{Identity, RobustLock, Taken};
+use crate::pair::PairMaps;
+use crate::record::{self, Header, Process};
+use crate::sys::{self, Mapping, Seen, SignalsBlocked};
+
+/// A function of a SAN NIC that this process drives, alone or with the family it was inherited from.
+pub struct Function {
+    attachment: Arc<dyn Attachment>,
+    bar: Bar2,
+    /// Keeps `bar` valid.
+    _bar_mapping: Mapping,
+    arena: Arena,
+    pub(crate) pairs: PairMaps,
+    id: FunctionId,
+    node: NodeId,
+    vectors: u32,
+    /// [`Identity`] of this process; changes when a child adopts its clone.
+    me: AtomicU32,
+    /// 1 once the device is gone, or not ours to use (a child without a clone).
+    dead: AtomicU32,
+}
+
+impl fmt::Debug for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Function")
+            .field("id", &self.id)
+            .field("node", &self.node)
+            .field("dead", &self.is_dead())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Function {
+    /// Starts the device behind `attachment` and makes its arena.
+    ///
+    /// # Errors
+    /// [`FunctionError::Unsupported`] when it is no SAN NIC of our version; others as they come.
+    pub fn attach(attachment: Arc<dyn Attachment>) -> Result<Arc<Self>, FunctionError> {
+        let vectors = start(&*attachment)?;
+        let (bar_fd, bar_len) = attachment.bar2()?;
+        if bar_len < uar::BAR2_LEN {
+            return Err(FunctionError::Unsupported {
+                what: "doorbells of length",
+                found: bar_len,
+                needed: uar::BAR2_LEN,
+            });
+        }
+        let bar_mapping = Mapping::new(bar_fd, 0, uar::BAR2_LEN, true)
+            .map_err(FunctionError::system("mmap of the doorbells"))?;
+        // SAFETY: 1. Mapped above for that length, page aligned, and kept in the same structure. 2. Nothing else references it.
+        let bar = unsafe { Bar2::new(bar_mapping.base()) };
+        let (arena, memory) = Arena::new().map_err(FunctionError::system("memfd of the arena"))?;
+        attachment.dma_map(memory.raw(), 0, record::ARENA_IOVA, record::ARENA_LEN, true)?;
+        drop(memory);
+        attachment.write_register(
+            regs::ADMIN_SQ_BASE,
+            8,
+            record::ARENA_IOVA + record::ADMIN_SQ,
+        )?;
+        attachment.write_register(
+            regs::ADMIN_CQ_BASE,
+            8,
+            record::ARENA_IOVA + record::ADMIN_CQ,
+        )?;
+        attachment.write_register(regs::ADMIN_DEPTH, 4, u64::from(record::ADMIN_DEPTH))?;
+        set_status(&*attachment, regs::STATUS_DRIVER_OK)?;
+        // Relaxed: published by the device before it answered the attach.
+        let generation = bar.holder_generation(0).load(Ordering::Relaxed).max(1);
+        let me = Identity::new(0, generation).expect("slot 0 lies in the table");
+        let mut function = Self {
+            attachment,
+            bar,
+            _bar_mapping: bar_mapping,
+            arena,
+            pairs: PairMaps::new(),
+            id: FunctionId(0),
+            node: NodeId(0),
+            vectors,
+            me: AtomicU32::new(me.word()),
+            dead: AtomicU32::new(0),
+        };
+        function.name_process(0);
+        let [first, _] = function.lock().admin(AdminOp::IDENTIFY, Body::default())?;
+        let [a, b, c, d, e, f, ..] = first.to_le_bytes();
+        function.id = FunctionId(u32::from_le_bytes([a, b, c, d]));
+        function.node = NodeId(u16::from_le_bytes([e, f]));
+        function.make_objects()?;
+        Ok(Arc::new(function))
+    }
+
+    /// Protection domain and key of the arena, and the event queue.
+    fn make_objects(&self) -> Result<(), FunctionError> {
+        let mut locked = self.lock();
+        let header = self.header();
+        let [pdn, _] = locked.admin(AdminOp::PD_ALLOC, Body::default())?;
+        let pdn = low(pdn);
+        let region = MrReg {
+            addr: record::ARENA_IOVA,
+            len: record::ARENA_LEN,
+            pdn,
+            access: Access::LOCAL_WRITE.bits(),
+            ..Default::default()
+        };
+        let [key, _] = locked.admin(AdminOp::MR_REG, region.to_body())?;
+        // Relaxed: before anybody shares this arena.
+        header.pdn.store(pdn, Ordering::Relaxed);
+        header.lkey.store(low(key), Ordering::Relaxed);
+        let queue = QueueCreate {
+            ring: record::ARENA_IOVA + record::EQ,
+            depth: record::EQ_DEPTH,
+            slot: record::EVENT_SLOT,
+        };
+        locked.admin(AdminOp::EQ_CREATE, queue.to_body())?;
+        Ok(())
+    }
+
+    /// Number of the function; unique for the life of the device.
+    #[must_use]
+    pub const fn id(&self) -> FunctionId {
+        self.id
+    }
+
+    /// Node whose port it uses.
+    #[must_use]
+    pub const fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Descriptor that shows POLLHUP when the device is gone.
+    #[must_use]
+    pub fn hangup_fd(&self) -> Option<RawFd> {
+        self.attachment.hangup_fd()
+    }
+
+    /// Whether the device is known to be gone or FAILED. No system call; see [`Function::check`].
+    #[inline]
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        // Relaxed: the end of the device publishes nothing.
+        self.dead.load(Ordering::Relaxed) != 0
+            || self.bar.failed().load(Ordering::Relaxed) != 0
+            || self.header().dead.load(Ordering::Relaxed) != 0
+    }
+
+    /// Looks whether the device is gone, by one system call.
+    pub fn check(&self) -> bool {
+        if self.is_dead() {
+            return true;
+        }
+        let gone = self
+            .hangup_fd()
+            .is_some_and(|fd| matches!(sys::wait_readable(fd, 0), Ok(Seen::HungUp)));
+        if gone {
+            self.mark_dead();
+        }
+        gone
+    }
+
+    /// Tells the family that the device is gone.
+    pub(crate) fn mark_dead(&self) {
+        // Relaxed: see `is_dead`.
+        self.dead.store(1, Ordering::Relaxed);
+        self.header().dead.store(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn attachment(&self) -> &dyn Attachment {
+        &*self.attachment
+    }
+
+    pub(crate) const fn bar(&self) -> &Bar2 {
+        &self.bar
+    }
+
+    pub(crate) const fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    #[inline]
+    pub(crate) fn header(&self) -> &Header {
+        self.arena.header()
+    }
+
+    pub(crate) const fn vector_limit(&self) -> u32 {
+        self.vectors
+    }
+
+    pub(crate) fn event_ring(&self) -> EqeRing {
+        let depth = Depth::new(record::EQ_DEPTH).expect("a power of two");
+        self.arena
+            .ring(record::EQ, depth)
+            .expect("the event queue lies in every arena")
+    }
+
+    /// Name of this process among the sharers of the function.
+    #[inline]
+    pub(crate) fn identity(&self) -> Identity {
+        // Relaxed: changes only in a freshly forked child, which has one thread.
+        Identity::from_word(self.me.load(Ordering::Relaxed)).expect("set when attached or adopted")
+    }
+
+    /// Generation of this process's holder slot, as the device counts it.
+    pub(crate) fn generation(&self) -> u32 {
+        let slot = Identity::slot_of(self.identity().word());
+        // Relaxed: it stays as long as this process lives.
+        self.bar
+            .holder_generation(slot)
+            .load(Ordering::Relaxed)
+            .max(1)
+    }
+
+    /// A forked child takes over the holder slot that its parent cloned for it.
+    pub(crate) fn adopt(&self, slot: u32, generation: u32) {
+        match Identity::new(slot, generation) {
+            Some(me) => {
+                // Relaxed: see `identity`.
+                self.me.store(me.word(), Ordering::Relaxed);
+                self.name_process(slot);
+            }
+            // Beyond the table nobody could see this process live or die.
+            None => self.disown(),
+        }
+    }
+
+    /// A forked child without a clone must not touch what its parent owns.
+    pub(crate) fn disown(&self) {
+        // Relaxed: see `is_dead`. Only in this process: the parent goes on.
+        self.dead.store(1, Ordering::Relaxed);
+    }
+
+    fn name_process(&self, slot: u32) {
+        let offset = record::PROCESSES + 4 * u64::from(slot);
+        if let Some(process) = self.arena.record::<Process>(offset) {
+            // Relaxed: read only when the NIC is gone, long after.
+            process.pid.store(sys::pid(), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the process of an [`Identity`] word lives, as the NIC says; when that is gone, as the kernel says.
+    pub(crate) fn is_alive(&self, word: u32) -> bool {
+        let slot = Identity::slot_of(word);
+        // Relaxed: what the dead did before is ordered by the NIC's own publication of its end.
+        let live = self.bar.holder_generation(slot).load(Ordering::Acquire);
+        if Identity::fold(live) != Identity::generation_of(word) {
+            return false;
+        }
+        if !self.is_dead() {
+            return true;
+        }
+        let offset = record::PROCESSES + 4 * u64::from(slot);
+        self.arena.record::<Process>(offset).is_some_and(|process| {
+            // Relaxed: see `name_process`.
+            sys::process_exists(process.pid.load(Ordering::Relaxed))
+        })
+    }
+
+    /// Takes the lock over everything that is shared. Never held across a call into foreign code, and not re-entrant.
+    pub(crate) fn lock(&self) -> Locked<'_> {
+        let signals = SignalsBlocked::new();
+        let taken = RobustLock::new(&self.header().lock)
+            .lock(self.identity(), |owner| self.is_alive(owner));
+        let locked = Locked {
+            function: self,
+            _signals: signals,
+        };
+        if taken == Taken::Abandoned {
+            locked.ring_admin();
+            self.attachment.kick();
+        }
+        locked
+    }
+
+    /// Publishes an SQ producer, and wakes the device if it sleeps.
+    #[inline]
+    pub(crate) fn ring_sends(&self, slot: u32, producer: u32) {
+        let doorbell = self.bar.line(slot).sq_producer();
+        if doorbell::ring(
+            doorbell,
+            producer,
+            self.bar.dirty_bits(slot),
+            self.bar.parked(),
+        ) {
+            self.attachment.kick();
+        }
+    }
+
+    /// Publishes an RQ producer, and wakes the device if it sleeps.
+    #[inline]
+    pub(crate) fn ring_receives(&self, slot: u32, producer: u32) {
+        let doorbell = self.bar.line(slot).rq_producer();
+        if doorbell::ring(
+            doorbell,
+            producer,
+            self.bar.dirty_bits(slot),
+            self.bar.parked(),
+        ) {
+            self.attachment.kick();
+        }
+    }
+
+    /// Makes a doorbell line ready for a new object; the one before left its positions there.
+    pub(crate) fn clear_line(&self, slot: u32) {
+        let line = self.bar.line(slot);
+        // Relaxed: published by the admin command that creates the object.
+        line.sq_producer().store(0, Ordering::Relaxed);
+        line.rq_producer().store(0, Ordering::Relaxed);
+        line.cq_consumer().store(0, Ordering::Relaxed);
+        line.arm_vectors().store(0, Ordering::Relaxed);
+        line.arm_sequence().store(0, Ordering::Relaxed);
+    }
+
+    /// Publishes how far a CQ or EQ was read.
+    #[inline]
+    pub(crate) fn publish_consumer(&self, slot: u32, consumer: u32) {
+        // EDGE cq-consume (release): the CQEs below were read. Acquired by the NIC before it writes over them.
+        self.bar
+            .line(slot)
+            .cq_consumer()
+            .store(consumer, Ordering::Release);
+    }
+}
+
+/// Low half of a result word.
+pub(crate) const fn low(word: u64) -> u32 {
+    let [a, b, c, d, ..] = word.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// High half of a result word.
+pub(crate) const fn high(word: u64) -> u32 {
+    let [.., a, b, c, d] = word.to_le_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// Proof that this thread holds the function's lock; the shared state may be changed through it.
+#[derive(Debug)]
+pub(crate) struct Locked<'a> {
+    pub(crate) function: &'a Function,
+    _signals: SignalsBlocked,
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        RobustLock::new(&self.function.header().lock).unlock();
+    }
+}
+
+/// Discovery up to FEATURES_OK; returns the number of vectors.
+fn start(attachment: &dyn Attachment) -> Result<u32, FunctionError> {
+    let expect = |what, register, needed: u64, mask: u64| {
+        let found = attachment.read_register(register, 4)?;
+        if found & mask == needed & mask {
+            Ok(())
+        } else {
+            Err(FunctionError::Unsupported {
+                what,
+                found,
+                needed,
+            })
+        }
+    };
+    expect(
+        "magic number",
+        regs::MAGIC,
+        regs::MAGIC_VALUE.into(),
+        u64::MAX,
+    )?;
+    expect(
+        "interface version",
+        regs::ABI,
+        regs::ABI_VALUE.into(),
+        0xffff_0000,
+    )?;
+    attachment.write_register(regs::STATUS, 4, 0)?;
+    set_status(attachment, regs::STATUS_ACKNOWLEDGE | regs::STATUS_DRIVER)?;
+    let offered = attachment.read_register(regs::DEVICE_FEATURES, 8)?;
+    if offered & regs::FEATURES != regs::FEATURES {
+        return Err(FunctionError::Unsupported {
+            what: "features",
+            found: offered,
+            needed: regs::FEATURES,
+        });
+    }
+    attachment.write_register(regs::DRIVER_FEATURES, 8, regs::FEATURES)?;
+    set_status(attachment, regs::STATUS_FEATURES_OK)?;
+    let slots = attachment.read_register(regs::MAX_SLOT, 4)?;
+    if slots < u64::from(uar::SLOTS) {
+        return Err(FunctionError::Unsupported {
+            what: "doorbell slots",
+            found: slots,
+            needed: uar::SLOTS.into(),
+        });
+    }
+    let vectors = attachment.read_register(regs::MAX_VECTOR, 4)?;
+    Ok(u32::try_from(vectors).unwrap_or(0).min(regs::VECTORS))
+}
+
+fn set_status(attachment: &dyn Attachment, bits: u32) -> Result<(), FunctionError> {
+    let before = attachment.read_register(regs::STATUS, 4)?;
+    let wanted = before | u64::from(bits);
+    attachment.write_register(regs::STATUS, 4, wanted)?;
+    let after = attachment.read_register(regs::STATUS, 4)?;
+    if after & wanted == wanted && after & u64::from(regs::STATUS_FAILED) == 0 {
+        Ok(())
+    } else {
+        Err(FunctionError::Unsupported {
+            what: "status",
+            found: after,
+            needed: wanted,
+        })
+    }
+}
