@@ -1,0 +1,22 @@
+//! The device against a scripted raw client that writes rings and doorbells by hand, and may lie.
+//!
+//! No process, no thread, virtual time: every test is deterministic.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests: what cannot be unwrapped is the failure of the test"
+)]
+
+mod admin;
+mod client;
+mod cm;
+mod completion;
+mod embedded;
+mod flush;
+mod holders;
+mod hostile;
+mod model;
+mod registers;
+mod rnr;
+mod transfer;
+mod windows;
+mod wqe;
