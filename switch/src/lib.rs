@@ -10,6 +10,7 @@ pub mod outcome;
 pub mod place;
 pub mod process;
 pub mod provider_table;
+pub mod session;
 pub mod socket;
 pub mod subnet;
 pub mod switch;
@@ -18,6 +19,7 @@ pub mod table;
 pub mod tcp;
 pub mod tcp_provider;
 pub mod telemetry;
+pub mod token;
 pub mod upcalls;
 
 pub use config::NodeConfig;
