@@ -29,6 +29,11 @@ impl Interest {
         read: true,
         write: false,
     };
+    /// Nothing, for a source that shall rest.
+    pub(crate) const NONE: Self = Self {
+        read: false,
+        write: false,
+    };
 
     fn flags(self) -> EpollFlags {
         let mut flags = EpollFlags::empty();

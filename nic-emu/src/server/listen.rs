@@ -7,14 +7,14 @@
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
 
 use super::error::{ServeError, system};
@@ -26,7 +26,7 @@ const PATH_LIMIT: usize = 107;
 /// A listening stream socket with its path.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    fd: OwnedFd,
+    socket: UnixListener,
     path: PathBuf,
     /// Device and inode of the socket file, to recognise it at the end.
     identity: (u64, u64),
@@ -43,6 +43,8 @@ pub(crate) enum Accepted {
     Refused(&'static str),
     /// None is waiting.
     Nothing,
+    /// One is waiting, but there is no descriptor for it, not even to refuse it. Try again later, not at once.
+    Stuck,
 }
 
 impl Listener {
@@ -73,14 +75,14 @@ impl Listener {
         }
         let listener = Self {
             identity: identity(path).map_err(io_file("look at", path))?,
-            fd,
+            socket: fd.into(),
             path: path.to_owned(),
             reserve: reserve(),
         };
         // Nobody can connect before `listen`, so nobody gets in under the mode that the umask made.
         fs::set_permissions(path, Permissions::from_mode(0o600))
             .map_err(io_file("set the mode of", path))?;
-        listen(&listener.fd, Backlog::MAXCONN).map_err(file("listen on", path))?;
+        listen(&listener.socket, Backlog::MAXCONN).map_err(file("listen on", path))?;
         Ok(listener)
     }
 
@@ -89,46 +91,45 @@ impl Listener {
         &self.path
     }
 
-    /// Takes the next connection.
-    pub(crate) fn accept(&mut self) -> Result<Accepted, Errno> {
-        match self.accept_any() {
-            Ok(connection) => match fd_pass::peer_uid(connection.as_fd()) {
-                Ok(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => {
-                    Ok(Accepted::Connection(connection))
-                }
-                _ => Ok(Accepted::Refused("another user")),
-            },
-            Err(Errno::EAGAIN | Errno::ECONNABORTED | Errno::EINTR) => Ok(Accepted::Nothing),
-            Err(Errno::EMFILE | Errno::ENFILE) => {
+    /// Takes the next connection. Its blocking mode is of no matter: all calls on it say how long they wait.
+    pub(crate) fn accept(&mut self) -> io::Result<Accepted> {
+        let error = match self.accept_any() {
+            Ok(connection) => {
+                return Ok(match fd_pass::peer_uid(connection.as_fd()) {
+                    Ok(uid) if uid == 0 || uid == nix::unistd::geteuid().as_raw() => {
+                        Accepted::Connection(connection)
+                    }
+                    _ => Accepted::Refused("another user"),
+                });
+            }
+            Err(error) => error,
+        };
+        match error.raw_os_error() {
+            Some(libc::EAGAIN | libc::ECONNABORTED | libc::EINTR) => Ok(Accepted::Nothing),
+            Some(libc::EMFILE | libc::ENFILE) => {
                 // The connection would stay readable for ever: take it with the reserved descriptor and hang up.
                 self.reserve = None;
                 let refused = self.accept_any().is_ok();
                 self.reserve = reserve();
-                if refused {
-                    Ok(Accepted::Refused("out of descriptors"))
+                Ok(if refused {
+                    Accepted::Refused("out of descriptors")
                 } else {
-                    Ok(Accepted::Nothing)
-                }
+                    // Another thread was quicker to take the one that we let go.
+                    Accepted::Stuck
+                })
             }
-            Err(error) => Err(error),
+            _ => Err(error),
         }
     }
 
-    #[expect(
-        unsafe_code,
-        reason = "nix hands the accepted descriptor out as a number"
-    )]
-    fn accept_any(&self) -> Result<OwnedFd, Errno> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = accept4(self.fd.as_raw_fd(), flags)?;
-        // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    fn accept_any(&self) -> io::Result<OwnedFd> {
+        self.socket.accept().map(|(stream, _)| stream.into())
     }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.socket.as_fd()
     }
 }
 
@@ -261,7 +262,7 @@ mod tests {
             Err(ServeError::InUse { .. })
         ));
         drop(first);
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(UnixListener::bind(&path).unwrap());
         let second = Listener::bind(&path).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, "mine").unwrap();

@@ -33,6 +33,8 @@ const SOURCE_LIMIT: usize = 64 * 1024;
 const CONTROL_LIMIT: usize = 64;
 /// Messages or connections taken from one source before the others get their turn.
 const BATCH: usize = 64;
+/// How long a listener rests when not even a refusal is possible.
+const REST_NS: u64 = 100_000_000;
 /// Id and name of the one provider that is compiled in.
 const PROVIDER: (&str, &str) = ("5a1ab000-0000-4000-8000-000000000001", "sanlab");
 
@@ -49,6 +51,8 @@ pub(crate) struct Reactor {
     /// Families of functions that processes opened; functions of the listening sockets have none.
     families: HashMap<FunctionId, FamilyId>,
     next_family: u64,
+    /// Listeners that rest because descriptors have run out.
+    resting: Vec<Token>,
     /// Control connections, oldest first.
     control_connections: VecDeque<Token>,
     log: LogBudget,
@@ -113,6 +117,7 @@ impl Reactor {
             config,
             families: HashMap::new(),
             next_family: 1,
+            resting: Vec::new(),
             control_connections: VecDeque::new(),
             log: LogBudget::default(),
             engine,
@@ -149,11 +154,13 @@ impl Reactor {
     pub(crate) fn run(&mut self) -> Result<(), ServeError> {
         let mut buffer = EventBuffer::new(128);
         while !self.stopping {
-            let ready: Vec<_> = self
+            let timeout = (!self.resting.is_empty()).then_some(REST_NS);
+            let mut ready: Vec<_> = self
                 .poller
-                .wait(&mut buffer, None)
+                .wait(&mut buffer, timeout)
                 .map_err(system("epoll_wait"))?
                 .collect();
+            ready.append(&mut self.resting);
             for token in ready {
                 self.turn(token)
                     .map_err(|EngineGone| ServeError::EngineGone)?;
@@ -215,7 +222,7 @@ impl Reactor {
         let Some(mut watched) = self.sources.take(token) else {
             return Ok(());
         };
-        let turn = self.work(&mut watched.source)?;
+        let turn = self.work(token, &mut watched.source)?;
         match turn {
             Turn::Wait(interest) if interest == watched.interest => {
                 self.sources.put_back(token, watched);
@@ -234,7 +241,7 @@ impl Reactor {
         Ok(())
     }
 
-    fn work(&mut self, source: &mut Source) -> Result<Turn, EngineGone> {
+    fn work(&mut self, token: Token, source: &mut Source) -> Result<Turn, EngineGone> {
         match source {
             Source::Stop(_) => {
                 self.stopping = true;
@@ -248,22 +255,24 @@ impl Reactor {
                 Ok(Turn::Wait(Interest::READ))
             }
             Source::ControlListener(listener) => {
-                for connection in self.accept(listener) {
+                let (connections, turn) = self.accept(token, listener);
+                for connection in connections {
                     self.make_room_for_control()?;
                     let connection = Source::Control(Connection::new(connection));
                     let added = self.add_or_drop(connection);
                     self.control_connections.extend(added);
                 }
-                Ok(Turn::Wait(Interest::READ))
+                Ok(turn)
             }
             Source::DeviceListener { listener, node } => {
-                for connection in self.accept(listener) {
+                let (connections, turn) = self.accept(token, listener);
+                for connection in connections {
                     self.add_or_drop(Source::Session {
                         session: Box::new(Session::new(connection, *node)),
                         family: None,
                     });
                 }
-                Ok(Turn::Wait(Interest::READ))
+                Ok(turn)
             }
             Source::Control(connection) => self.control(connection),
             Source::Session { session, family } => self.session(session, *family),
@@ -307,20 +316,30 @@ impl Reactor {
         Ok(())
     }
 
-    fn accept(&mut self, listener: &mut Listener) -> Vec<OwnedFd> {
+    fn accept(&mut self, token: Token, listener: &mut Listener) -> (Vec<OwnedFd>, Turn) {
         let mut connections = Vec::new();
         for _ in 0..BATCH {
             match listener.accept() {
                 Ok(Accepted::Connection(connection)) => connections.push(connection),
                 Ok(Accepted::Refused(reason)) => self.complain("connection", reason),
                 Ok(Accepted::Nothing) => break,
-                Err(errno) => {
-                    self.complain("accept", &errno.to_string());
-                    break;
+                Ok(Accepted::Stuck) => {
+                    self.complain("connection", "waits for a free descriptor");
+                    return (connections, self.rest(token));
+                }
+                Err(error) => {
+                    self.complain("accept", &error.to_string());
+                    return (connections, self.rest(token));
                 }
             }
         }
-        connections
+        (connections, Turn::Wait(Interest::READ))
+    }
+
+    /// Lets a listener rest that cannot go on: a connection that waits would otherwise be an event without end.
+    fn rest(&mut self, token: Token) -> Turn {
+        self.resting.push(token);
+        Turn::Wait(Interest::NONE)
     }
 
     fn session(
