@@ -28,6 +28,9 @@ pub struct NodeConfig {
     /// Whether wildcard listeners get companions.
     #[serde(default = "yes")]
     pub wildcard_on_san: bool,
+    /// Time a provider gets to connect, in milliseconds, before TCP is tried.
+    #[serde(default = "default_connect_limit_ms")]
+    pub san_connect_limit_ms: u64,
     /// All nodes of the cluster.
     #[serde(default)]
     pub nodes: Vec<NodeEntry>,
@@ -82,6 +85,12 @@ impl NodeConfig {
         self.addresses.iter().any(|a| a.address == address)
     }
 
+    /// Time a provider gets to connect.
+    #[must_use]
+    pub fn connect_limit_ns(&self) -> u64 {
+        self.san_connect_limit_ms.saturating_mul(1_000_000)
+    }
+
     /// Prefix of an address of this node, `None` for a foreign one (R-22, OP-1).
     #[must_use]
     pub fn prefix_of(&self, address: Ipv4Addr) -> Option<u8> {
@@ -91,10 +100,14 @@ impl NodeConfig {
             .map(|a| a.prefix)
     }
 
-    /// Whether `address` lies in a subnet of this node's NIC.
+    /// Whether `address` lies in a subnet of the cluster: of this node's NIC, or of another node's.
     #[must_use]
     pub fn is_in_cluster(&self, address: Ipv4Addr) -> bool {
-        self.addresses.iter().any(|a| a.contains(address))
+        let others = self.nodes.iter().flat_map(|n| &n.addresses);
+        self.addresses
+            .iter()
+            .chain(others)
+            .any(|a| a.contains(address))
     }
 }
 
@@ -147,6 +160,11 @@ impl<'de> Deserialize<'de> for AddressPrefix {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
     }
+}
+
+/// far below TCP's own limit.
+fn default_connect_limit_ms() -> u64 {
+    1000
 }
 
 fn yes() -> bool {

@@ -5,11 +5,24 @@
 //! stays the kernel TCP socket; after a connection is established over the SAN, no way leads back to TCP.
 //! Source: wsd-reference; docs/wsd.md says which requirement is met where and which test shows it.
 
+pub mod accept;
+pub mod close;
+pub mod companion;
 pub mod config;
+pub mod connect;
+pub mod determine;
+pub mod event;
+pub mod fork;
+pub mod gate;
+pub mod listen;
+pub mod mock;
+pub mod options;
 pub mod outcome;
 pub mod place;
 pub mod process;
 pub mod provider_table;
+pub mod ready_queue;
+pub mod service;
 pub mod session;
 pub mod socket;
 pub mod subnet;
@@ -25,5 +38,6 @@ pub mod upcalls;
 pub use config::NodeConfig;
 pub use outcome::{Errno, Outcome, WaitPlan};
 pub use provider_table::{Provider, ProviderRef};
+pub use service::ServicePlan;
 pub use socket::{Stage, SwitchSocket};
-pub use switch::{Accepted, ConnectStep, Host};
+pub use switch::{Accepted, ConnectStep, Host, Installed, Switch};

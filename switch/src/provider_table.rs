@@ -117,6 +117,8 @@ impl Provider {
         let mut addresses = self.lock_addresses();
         addresses.clear();
         addresses.extend(list?);
+        // Relaxed: as in `is_up`. A provider that answers again is usable again.
+        self.state.store(UP, Ordering::Relaxed);
         Ok(())
     }
 

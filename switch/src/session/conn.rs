@@ -349,6 +349,12 @@ impl Conn {
         self.sp
     }
 
+    /// The companion's provider.
+    #[must_use]
+    pub const fn provider(&self) -> &ProviderRef {
+        &self.provider
+    }
+
     /// Where the connection stands.
     #[must_use]
     pub fn phase(&self) -> Phase {
