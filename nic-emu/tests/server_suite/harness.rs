@@ -239,6 +239,7 @@ impl RawClient {
             match receive(self.stream.as_raw_fd(), &mut buffer[filled..], fds) {
                 Ok(0) | Err(Errno::ECONNRESET) => return false,
                 Ok(n) => filled += n,
+                Err(Errno::EINTR) => {}
                 Err(errno) => panic!("no reply: {errno}"),
             }
         }
