@@ -55,8 +55,7 @@ impl Core {
             }
             Err(code) => Err(code),
         };
-        let waiting = listening.function.lock().request_count(listening.record);
-        self.accept_again(s, waiting > 0);
+        self.accept_again(s, listening.record);
         done
     }
 

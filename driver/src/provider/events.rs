@@ -12,7 +12,8 @@ use ring_proto::eqe::{CmStatus, EventType};
 use ring_proto::sync::Ordering;
 
 use super::Core;
-use super::socket::{CONNECTING, KEY_LISTENER, KEY_QP, LISTENING, Sock};
+use super::socket::{CONNECTING, LISTENING, Sock};
+use super::table::{KEY_LISTENER, KEY_QP};
 use crate::eq::Event;
 use crate::function::{Function, Locked};
 use crate::record::Socket;
@@ -193,16 +194,22 @@ impl Core {
     }
 
     /// Resets a listener's object before an accept returns, and sets it again while requests wait.
-    pub(crate) fn accept_again(&self, s: SpSocket, more: bool) {
+    pub(crate) fn accept_again(&self, s: SpSocket, record: &Socket) {
         let mut locals = self.locals();
         let Some(local) = locals.get_mut(&s) else {
             return;
         };
+        // EDGE request-filed (acquire): who files later than this look sets the object itself, after us.
+        record.accept_count.load(Ordering::Acquire);
+        let producer = record.request_producer.load(Ordering::Relaxed);
+        let more = producer != record.request_consumer.load(Ordering::Relaxed);
         if let Some(object) = local.events.object {
             sys::drain(object);
         }
         if more {
             local.events.recorded |= FD_ACCEPT;
+        } else {
+            local.events.recorded &= !FD_ACCEPT;
         }
         if local.events.recorded & local.events.mask != 0 {
             local.events.set();

@@ -9,7 +9,8 @@
 use ring_proto::admin::{AdminOp, CmAccept, CmListen, LISTEN_SHARED};
 use ring_proto::sync::{AtomicU64, Ordering};
 
-use super::socket::{BOUND, CONNECTED, DISCONNECTED, KEY_LISTENER, LISTENING, Sock, unpack};
+use super::socket::{BOUND, CONNECTED, DISCONNECTED, LISTENING, Sock, unpack};
+use super::table::KEY_LISTENER;
 use super::{Core, code_of};
 use crate::alloc::Links;
 use crate::function::{Locked, low};

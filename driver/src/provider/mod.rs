@@ -11,6 +11,7 @@
 
 mod accept;
 mod bind;
+mod completing;
 mod connect;
 mod data;
 mod events;
@@ -22,6 +23,7 @@ mod rdma;
 mod sharing;
 mod socket;
 mod startup;
+mod table;
 mod waiting;
 
 use core::net::{Ipv4Addr, SocketAddrV4};

@@ -441,6 +441,8 @@ impl Device {
             return;
         }
         owner.is_detached = true;
+        // Whoever still maps the doorbells must not wait for this function any more.
+        owner.bar.failed().store(1, Ordering::Release);
         owner.admin = None;
         owner.clear_vectors();
         let listeners = owner.listeners.numbers();
