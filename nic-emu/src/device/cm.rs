@@ -349,7 +349,7 @@ impl Device {
                 .filter(|function| function.id == at.function)
                 .is_some_and(|function| function.requests.remove(&request).is_some());
             if is_known && tell_listener {
-                self.event(at.place, EventType::CM_WITHDRAWN, at.id, request);
+                self.withdraw_event(at.place, at.id, request);
             }
         }
         if let Some(status) = status {

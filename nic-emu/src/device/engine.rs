@@ -472,3 +472,28 @@ impl Device {
         self.settle();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ring_proto::status::Syndrome;
+
+    use super::{Device, regs};
+    use crate::device::DeviceOptions;
+
+    #[test]
+    fn panic_in_the_work_of_one_function_fails_that_function_alone() {
+        let mut device = Device::new(DeviceOptions {
+            virtual_time: true,
+            ..DeviceOptions::default()
+        });
+        let node = device.add_node("a", &[]);
+        let (one, other) = (device.attach(node).unwrap(), device.attach(node).unwrap());
+        let place = device.place_of(one).unwrap();
+        assert_eq!(device.guarded(place, |_| panic!("on purpose")), 1);
+        let mut syndrome = |f| device.read_register(f, regs::ERROR_SYNDROME, 4).unwrap();
+        assert_eq!(syndrome(one), u64::from(Syndrome::INTERNAL_ERROR.0));
+        assert_eq!(syndrome(other), 0);
+        device.reset(one);
+        assert_eq!(device.read_register(one, regs::STATUS, 4).unwrap(), 0);
+    }
+}

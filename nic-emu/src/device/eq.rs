@@ -16,7 +16,7 @@ use super::Device;
 use super::engine::Fire;
 use super::timer::Timer;
 
-/// Most events that wait for room.
+/// Most events that wait for room. A sound client never has as many: each of its QPs causes a handful, each request two.
 const WAITING_LIMIT: usize = 1 << 18;
 /// Time between two looks for room in a full ring.
 const RETRY_NS: u64 = 10_000_000;
@@ -84,6 +84,12 @@ impl EventQueue {
             .is_some_and(|open| open.iova >= iova && open.iova - iova < len)
     }
 
+    /// Takes back an event that has not reached the ring; false when it has.
+    fn take_back(&mut self, event: Event) -> bool {
+        let found = self.waiting.iter().position(|&other| other == event);
+        found.is_some_and(|index| self.waiting.remove(index).is_some())
+    }
+
     /// Moves waiting events into the ring; the number moved.
     fn deliver(&mut self, bar: &Bar2) -> usize {
         let Some(open) = &mut self.ring else {
@@ -144,6 +150,21 @@ impl Device {
             code,
         });
         self.deliver_events(place);
+    }
+
+    /// Reports that a connection request is gone. One that the client has not seen yet vanishes with its news, so that peers who
+    /// connect and cancel without end cannot fill the queue of a client that looks away.
+    pub(crate) fn withdraw_event(&mut self, place: u32, listener: u32, request: u32) {
+        let unseen = self.functions.at_mut(place).is_some_and(|function| {
+            function.events.take_back(Event {
+                event: EventType::CM_REQUEST,
+                source: listener,
+                code: request,
+            })
+        });
+        if !unseen {
+            self.event(place, EventType::CM_WITHDRAWN, listener, request);
+        }
     }
 
     /// Moves waiting events into the ring of a function as far as there is room.

@@ -4,10 +4,11 @@ use ring_proto::admin::{
     Access, AdminOp, AdminStatus, Body, Command, MrReg, QpCreate, QpModify, QueueCreate,
 };
 use ring_proto::regs;
-use ring_proto::status::{QpState, Syndrome};
+use ring_proto::status::{Opcode, QpState, Syndrome};
+use ring_proto::sync::Ordering;
 use ring_proto::uar;
 
-use crate::client::{ADMIN_DEPTH, BASE, Client, MEMORY, Pair, device, full, low, pump};
+use crate::client::{ADMIN_DEPTH, BASE, Client, MEMORY, Pair, Send, device, full, low, pump};
 
 #[test]
 fn unknown_and_unbuilt_opcodes_are_unsupported() {
@@ -605,4 +606,57 @@ fn completions_that_nobody_takes_fail_the_function() {
             .unwrap(),
         u64::from(Syndrome::CQ_OVERRUN.0)
     );
+}
+
+#[test]
+fn slots_of_the_past_are_taken_again_from_zero() {
+    let mut pair = Pair::new();
+    // Both lines have moved on.
+    for wr_id in 0..3 {
+        pair.b.recv(&mut pair.device, &mut pair.qb, wr_id, &[]);
+        pair.a.send(
+            &mut pair.device,
+            &mut pair.qa,
+            &Send::inline(Opcode::SEND, wr_id, b""),
+        );
+        pair.a.completions(&mut pair.qa);
+    }
+    let old = pair.qa;
+    pair.a.named(&mut pair.device, AdminOp::QP_DESTROY, old.qpn);
+    pair.a.named(&mut pair.device, AdminOp::CQ_DESTROY, old.cqn);
+    let rings = pair.a.alloc(1 << 14);
+    let queue = QueueCreate {
+        ring: rings,
+        depth: 16,
+        slot: old.cq_slot,
+    };
+    let cqn = low(pair
+        .a
+        .ok(&mut pair.device, AdminOp::CQ_CREATE, queue.to_body())[0]);
+    let body = QpCreate {
+        sq_ring: rings + 0x1000,
+        rq_ring: rings + 0x2000,
+        sq_depth: 16,
+        rq_depth: 16,
+        pdn: pair.a.pdn,
+        send_cqn: cqn,
+        recv_cqn: cqn,
+        slot: old.slot,
+        holder: 0,
+        access: 0,
+    };
+    let qpn = low(pair
+        .a
+        .ok(&mut pair.device, AdminOp::QP_CREATE, body.to_body())[0]);
+    assert_ne!((qpn, cqn), (old.qpn, old.cqn));
+    let line = pair.a.bar.line(old.slot);
+    assert_eq!(line.sq_producer().load(Ordering::Acquire), 0);
+    let consumer = pair.a.bar.line(old.cq_slot).cq_consumer();
+    assert_eq!(consumer.load(Ordering::Acquire), 0);
+    // Ringing the line does not run the old position.
+    pair.a.mark(&mut pair.device, old.slot);
+    pair.pump();
+    pair.b.events();
+    assert_eq!(pair.a.events(), []);
+    assert_eq!(pair.a.query(&mut pair.device, qpn), Some(QpState::RESET));
 }

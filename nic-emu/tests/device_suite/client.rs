@@ -34,6 +34,8 @@ use zerocopy::IntoBytes;
 pub(crate) const BASE: u64 = 0x1_0000_0000;
 /// Bytes of a client's memory.
 pub(crate) const MEMORY: u64 = 8 << 20;
+/// Where a client writes its connection records: behind the admin rings and the EQ.
+const RECORD_AT: u64 = 0x8000;
 /// Entries of the admin rings.
 pub(crate) const ADMIN_DEPTH: u32 = 16;
 /// Blocks of an SQ made by [`Client::qp`].
@@ -552,7 +554,7 @@ impl Client {
             ..CmRecord::default()
         };
         record.private_data[..private.len()].copy_from_slice(private);
-        let at = self.alloc(320);
+        let at = BASE + RECORD_AT;
         self.write(at, record.as_bytes());
         let body = CmConnect {
             record: at,

@@ -138,19 +138,38 @@ fn cq_in_use_cannot_be_destroyed() {
     );
 }
 
+/// Dials node b on port 5 and cancels.
+fn dial_and_cancel(pair: &mut Pair, qpn: u32) {
+    let status = pair.a.connect(
+        &mut pair.device,
+        qpn,
+        crate::client::sock(crate::client::A, 1),
+        crate::client::sock(crate::client::B, 5),
+        0,
+        b"",
+    );
+    assert_eq!(status, AdminStatus::OK);
+    pair.a.named(&mut pair.device, AdminOp::CM_CANCEL, qpn);
+}
+
 #[test]
 fn events_wait_for_room_and_none_is_lost() {
     let mut pair = Pair::new();
-    // 256 entries fit; the QPs below make more events than that.
+    // 256 entries fit. Each round makes a request and its withdrawal; then requests stay.
     pair.b.listen(
         &mut pair.device,
         crate::client::sock(crate::client::B, 5),
         1000,
     );
     let qp = pair.a.qp(&mut pair.device);
-    let mut expected = Vec::new();
-    for round in 0..200u32 {
-        let status = pair.a.connect(
+    for _ in 0..120 {
+        dial_and_cancel(&mut pair, qp.qpn);
+    }
+    let mut waiting = Vec::new();
+    for _ in 0..40 {
+        let pdn = pair.a.pdn;
+        let qp = pair.a.qp_with(&mut pair.device, 1, 1, 1, full(), pdn);
+        pair.a.connect(
             &mut pair.device,
             qp.qpn,
             crate::client::sock(crate::client::A, 1),
@@ -158,10 +177,7 @@ fn events_wait_for_room_and_none_is_lost() {
             0,
             b"",
         );
-        assert_eq!(status, AdminStatus::OK);
-        pair.a.named(&mut pair.device, AdminOp::CM_CANCEL, qp.qpn);
-        expected.push((EventType::CM_REQUEST, round));
-        expected.push((EventType::CM_WITHDRAWN, round));
+        waiting.push(qp);
     }
     let mut seen = pair.b.events();
     assert_eq!(seen.len(), 256);
@@ -169,11 +185,36 @@ fn events_wait_for_room_and_none_is_lost() {
     pair.device.advance(10_000_000);
     pair.pump();
     seen.extend(pair.b.events());
-    assert_eq!(seen.len(), 400);
+    assert_eq!(seen.len(), 2 * 120 + 40);
     let first = seen[0].2;
+    let expected = (0..120)
+        .flat_map(|n| [(EventType::CM_REQUEST, n), (EventType::CM_WITHDRAWN, n)])
+        .chain((120..160).map(|n| (EventType::CM_REQUEST, n)));
     for (event, (kind, round)) in seen.iter().zip(expected) {
         assert_eq!((event.0, event.2), (kind, first + round));
     }
+}
+
+#[test]
+fn dialling_without_end_cannot_fill_the_queue_of_a_client_that_looks_away() {
+    let mut pair = Pair::new();
+    pair.b.listen(
+        &mut pair.device,
+        crate::client::sock(crate::client::B, 5),
+        8,
+    );
+    let qp = pair.a.qp(&mut pair.device);
+    for _ in 0..1000 {
+        dial_and_cancel(&mut pair, qp.qpn);
+    }
+    // Each request that the ring took is withdrawn; of the others b never hears.
+    let mut seen = pair.b.events();
+    pair.device.advance(10_000_000);
+    pair.pump();
+    seen.extend(pair.b.events());
+    let count = |kind| seen.iter().filter(|event| event.0 == kind).count();
+    assert_eq!(count(EventType::CM_REQUEST), count(EventType::CM_WITHDRAWN));
+    assert!(seen.len() <= 2 * 256);
 }
 
 fn vector(pair: &mut Pair, index: u8) -> EventFd {

@@ -417,6 +417,18 @@ fn accepted_qp_is_held_by_its_listener_until_taken() {
 }
 
 #[test]
+fn listener_keeps_an_accepted_qp_that_a_passing_holder_leaves() {
+    let (mut pair, _, qa, qb) = accepted_for_listener();
+    let device = &mut pair.device;
+    let mut both = |op| pair.b.hold(device, op, qb, HOLD_QP, 0, 0);
+    assert_eq!(both(AdminOp::HOLD).0, AdminStatus::OK);
+    assert_eq!(both(AdminOp::RELEASE), (AdminStatus::OK, 0));
+    assert_eq!(pair.b.query(&mut pair.device, qb), Some(QpState::RTS));
+    assert_eq!(pair.a.query(&mut pair.device, qa), Some(QpState::RTS));
+    assert_eq!(pair.a.events(), []);
+}
+
+#[test]
 fn accepted_qps_that_nobody_took_go_with_their_listener() {
     for way in 0..3 {
         let (mut pair, listener, qa, qb) = accepted_for_listener();

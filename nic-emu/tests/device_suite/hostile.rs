@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use ring_proto::admin::{AdminOp, Body, Command};
-use ring_proto::status::{Opcode, WcStatus};
-use ring_proto::sync::Ordering;
+use ring_proto::admin::{AdminOp, Body, Command, QpModify};
+use ring_proto::status::{Opcode, QpState, WcStatus};
+use ring_proto::sync::{AtomicU32, Ordering};
 use ring_proto::uar;
 
 use crate::client::{A, B, Client, MEMORY, RawQp, Region, Send, device, full, sock};
@@ -283,5 +283,87 @@ fn ringing_without_end_does_not_starve_others() {
         scene.device.kicked(scene.bad.function);
         scene.device.pump();
     }
+    scene.good_message();
+}
+
+/// Ends the scribbling thread also when the test fails.
+struct Stop<'a>(&'a AtomicU32);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        // Relaxed: nothing is published by it.
+        self.0.store(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn bytes_that_change_while_the_device_works_harm_their_owner_only() {
+    let mut scene = Scene::new();
+    let bar = scene.bad.bar;
+    let own = scene.bad.region(&mut scene.device, 4096, full());
+    let mut qp = scene.bad.qp(&mut scene.device);
+    let (sq, rq) = (qp.sq, qp.rq);
+    let stop = AtomicU32::new(0);
+    let mut executed = 0;
+    std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        scope.spawn(|| {
+            // Xorshift: any stream of different numbers will do.
+            let mut x = 0x9e37_79b9_7f4a_7c15u64;
+            while stop.load(Ordering::Relaxed) == 0 {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                let at = crate::client::low(x & 63);
+                // Now sound, now not: the device must see one snapshot whatever happens in between.
+                let sges = [own.sge(x & 0xff, 32), own.sge(x & 0xfff, 32)];
+                let sound = Send::new(Opcode::SEND, x, &sges).blocks()[0];
+                sq.write(at, &sound);
+                rq.write(at, &zerocopy::transmute!(crate::client::recv_wqe(x, &sges)));
+                let mut bent = sound;
+                let word = usize::try_from((x >> 8) & 7).unwrap();
+                bent[word] ^= 1 << ((x >> 16) & 63);
+                if x & 0xf00_0000 == 0 {
+                    sq.write(at, &bent);
+                    rq.write(at, &bent);
+                    bar.slots_dirty(0).fetch_or(u64::MAX, Ordering::AcqRel);
+                    bar.uar_dirty(0).fetch_or(1, Ordering::AcqRel);
+                }
+                if x & 0xff_0000_0000 == 0 {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        for _ in 0..300 {
+            // The QP talks to itself, so that both ends are bent.
+            for state in [QpState::RESET, QpState::INIT, QpState::RTR, QpState::RTS] {
+                let names_peer = state == QpState::RTR;
+                let body = QpModify {
+                    qpn: qp.qpn,
+                    state: state.0.into(),
+                    peer_function: if names_peer { scene.bad.function.0 } else { 0 },
+                    peer_qpn: if names_peer { qp.qpn } else { 0 },
+                    ..QpModify::default()
+                };
+                scene
+                    .bad
+                    .ok(&mut scene.device, AdminOp::QP_MODIFY, body.to_body());
+            }
+            qp.sq_producer = 60;
+            qp.rq_producer = 32;
+            scene.bad.ring_qp(&mut scene.device, &qp);
+            scene.work();
+            executed += scene
+                .bad
+                .completions(&mut qp)
+                .iter()
+                .filter(|wc| wc.status == WcStatus::SUCCESS)
+                .count();
+            scene.bad.events();
+            scene.good_message();
+            std::thread::yield_now();
+        }
+    });
+    assert!(executed > 0, "the scribbler's WQEs are sound now and then");
     scene.good_message();
 }

@@ -14,6 +14,7 @@ mod embedded;
 mod flush;
 mod holders;
 mod hostile;
+mod hot_path;
 mod model;
 mod registers;
 mod rnr;
