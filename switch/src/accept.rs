@@ -191,22 +191,14 @@ impl Switch {
 
     /// Removes the oldest ready connection and takes its hold from the listener. A connection that died meanwhile is skipped.
     fn take_ready(&self, listening: &Listening) -> Option<(Waiting, Conn)> {
+        // Before the queue's lock, which comes last.
+        let listeners = listening.sockets();
         let queue = listening.queue().lock();
         loop {
             let waiting = queue.first_ready()?;
-            // The hold first: should this process die in between, the next one finds a socket without holder and skips it.
             let taken = self
                 .provider_by_number(waiting.provider)
-                .filter(|provider| {
-                    let listener = listening.companion_of(provider);
-                    match (&provider.sharing, listener) {
-                        (Some(sharing), Some(listener)) => {
-                            sharing.take_from_listener(waiting.socket, listener).is_ok()
-                        }
-                        (None, _) => true,
-                        (Some(_), None) => false,
-                    }
-                })
+                .filter(|provider| take_hold(provider, waiting.socket, &listeners))
                 .and_then(|p| Conn::attach(p, waiting.socket, waiting.record));
             queue.remove(waiting.position);
             if let Some(conn) = taken {
@@ -457,12 +449,12 @@ impl Switch {
 const ADOPTION_PERIOD_NS: u64 = 500_000_000;
 
 impl Listening {
-    /// The listening socket of a provider.
-    fn companion_of(&self, provider: &ProviderRef) -> Option<SpSocket> {
+    /// The listening socket of each provider, by its number.
+    fn sockets(&self) -> Vec<(u32, SpSocket)> {
         self.companions()
             .iter()
-            .find(|c| c.companion.provider.index == provider.index)
-            .map(|c| c.companion.socket)
+            .map(|c| (c.companion.provider.index, c.companion.socket))
+            .collect()
     }
 }
 
@@ -496,6 +488,16 @@ impl Negotiation {
             self.defer_until_ns
         }
     }
+}
+
+/// Takes the hold on an accepted socket from its listener. Before the connection leaves the queue: should this process die in
+/// between, the next one finds a socket without holder and skips it.
+fn take_hold(provider: &ProviderRef, socket: SpSocket, listeners: &[(u32, SpSocket)]) -> bool {
+    let Some(sharing) = &provider.sharing else {
+        return true;
+    };
+    let listener = listeners.iter().find(|(p, _)| *p == provider.index);
+    listener.is_some_and(|&(_, l)| sharing.take_from_listener(socket, l).is_ok())
 }
 
 /// Closes an accepted socket that the program never saw.

@@ -69,7 +69,7 @@ impl Switch {
         for socket in connecting {
             self.disown_attempt(&socket);
         }
-        for listener in self.inherited_listeners() {
+        for listener in self.listeners() {
             // What this process negotiated is negotiated by the parent.
             if let Some(listening) = listener.lock().listening.clone() {
                 listening.negotiations().clear();

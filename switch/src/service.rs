@@ -85,7 +85,7 @@ impl Switch {
         };
         let had_events = {
             let _inside = gate::enter();
-            self.providers()
+            self.provider_list()
                 .iter()
                 .filter(|p| p.waiting.progress())
                 .count()
@@ -93,7 +93,11 @@ impl Switch {
         };
         round.progressed |= had_events;
         self.serve_connects(&mut round);
-        for socket in self.live_listeners() {
+        let listeners = {
+            let _inside = gate::enter();
+            self.listeners()
+        };
+        for socket in listeners {
             self.serve_one_listener(&socket, now_ns, &mut round);
         }
         self.serve_draining(&mut round);
@@ -102,7 +106,10 @@ impl Switch {
     }
 
     fn serve_connects(&self, round: &mut Round) {
-        let connecting = self.connecting();
+        let connecting = {
+            let _inside = gate::enter();
+            self.connecting()
+        };
         let ended: Vec<u64> = connecting
             .iter()
             .filter(|socket| !self.connect_in_background(socket))
@@ -151,12 +158,15 @@ impl Switch {
 
     /// Connections with work of their own, and those whose end or orphan came with an event.
     fn serve_connected(&self, had_events: bool, now_ns: u64, round: &mut Round) {
-        let connected = self.connected();
-        let last_scan_ns = self.service_guarded(|s| s.last_scan_ns);
+        let (connected, last_scan_ns) = {
+            let _inside = gate::enter();
+            (self.connected(), self.lock_service().last_scan_ns)
+        };
         let next_scan_ns = last_scan_ns.saturating_add(SCAN_PERIOD_NS);
         let scans = connected.len() <= SCAN_AT_ONCE || now_ns >= next_scan_ns;
         if scans {
-            self.service_guarded(|s| s.last_scan_ns = now_ns);
+            let _inside = gate::enter();
+            self.lock_service().last_scan_ns = now_ns;
         } else if had_events {
             round.deadline_ns = round.deadline_ns.min(next_scan_ns);
         }
@@ -181,7 +191,7 @@ impl Switch {
         let _inside = gate::enter();
         let mut fds = Vec::new();
         let mut state = self.lock_service();
-        for provider in self.providers() {
+        for provider in self.provider_list() {
             for (function, hangup) in provider.waiting.functions() {
                 if state.dead.contains(&(provider.index, function)) {
                     continue;
@@ -202,7 +212,7 @@ impl Switch {
                 }
             }
         }
-        let listeners = self.live_listeners();
+        let listeners = self.listeners();
         let connecting = self.connecting();
         let connected = self.connected();
         let (has_listeners, has_connections) = (
@@ -245,17 +255,11 @@ impl Switch {
         fds
     }
 
-    pub(crate) fn inherited_listeners(&self) -> Vec<Arc<SwitchSocket>> {
+    /// Listeners of this process; inside the gate, like the next two.
+    pub(crate) fn listeners(&self) -> Vec<Arc<SwitchSocket>> {
         let registry = self.lock_registry();
-        registry
-            .listeners
-            .iter()
-            .filter_map(Weak::upgrade)
-            .collect()
-    }
-
-    fn live_listeners(&self) -> Vec<Arc<SwitchSocket>> {
-        self.inherited_listeners()
+        let live = registry.listeners.iter().filter_map(Weak::upgrade);
+        live.collect()
     }
 
     fn connecting(&self) -> Vec<Arc<SwitchSocket>> {
@@ -265,20 +269,12 @@ impl Switch {
     fn connected(&self) -> Vec<Arc<SwitchSocket>> {
         let mut registry = self.lock_registry();
         registry.connected.retain(|_, s| s.strong_count() > 0);
-        registry
-            .connected
-            .values()
-            .filter_map(Weak::upgrade)
-            .collect()
+        let live = registry.connected.values().filter_map(Weak::upgrade);
+        live.collect()
     }
 
     pub(crate) fn lock_service(&self) -> MutexGuard<'_, ServiceState> {
         self.service.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn service_guarded<T>(&self, work: impl FnOnce(&mut ServiceState) -> T) -> T {
-        let _inside = gate::enter();
-        work(&mut self.lock_service())
     }
 }
 

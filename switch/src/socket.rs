@@ -98,7 +98,7 @@ pub struct SwitchSocket {
     state: Mutex<SocketState>,
 }
 
-/// What the mutex protects. Lock order: this, then the registry of [`crate::Switch`], then a listener's own locks.
+/// What the mutex protects. Lock order: see [`crate::switch`].
 #[derive(Debug, Default)]
 pub(crate) struct SocketState {
     /// What the program set.

@@ -3,8 +3,9 @@
 //! Place: the preload library calls it from every hooked function on a stream socket; [`crate::listen`], [`crate::accept`],
 //! [`crate::connect`], [`crate::close`] and [`crate::service`] hold the rest of its calls.
 //! Invariants: TCP is asked first and its refusal is the program's result; no provider is called at
-//! creation or bind; providers are started at the first determination. Lock order: a socket's state, the registry, a listener's
-//! own locks; none is held across a callback of [`Host`] or across `fork` ([`crate::gate`]).
+//! creation or bind; providers are started at the first determination. Lock order: the service's state, a socket's state, a listener's
+//! companions, its negotiations, its queue, the registry; none is held across a callback of [`Host`] or across `fork`
+//! ([`crate::gate`]).
 //! Source.
 
 use core::net::SocketAddr;
@@ -313,8 +314,8 @@ impl Switch {
         if self.started.get().is_none() {
             return;
         }
-        let providers = self.lock_table().providers().to_vec();
-        for provider in &providers {
+        let _inside = gate::enter();
+        for provider in &self.provider_list() {
             if let Err(error) = provider.refresh() {
                 provider.note(error);
             }
@@ -327,17 +328,13 @@ impl Switch {
     /// # Errors
     /// The provider's code at start; it is not used then.
     pub fn add_provider(&self, sp: Arc<dyn ServiceProvider>) -> Result<(), driver::wsa::WsaError> {
-        self.start_providers();
-        let index = self.lock_table().providers().len();
-        let provider = self.start_provider(index, sp)?;
-        self.lock_table().add(provider.clone(), &self.config);
-        let listeners: Vec<_> = {
-            let registry = self.lock_registry();
-            registry
-                .listeners
-                .iter()
-                .filter_map(Weak::upgrade)
-                .collect()
+        let (provider, listeners) = {
+            let _inside = gate::enter();
+            self.start_providers();
+            let index = self.lock_table().providers().len();
+            let provider = self.start_provider(index, sp)?;
+            self.lock_table().add(provider.clone(), &self.config);
+            (provider, self.listeners())
         };
         for socket in listeners {
             self.extend_listener(&socket, &provider);
@@ -348,6 +345,12 @@ impl Switch {
     /// Providers in use.
     #[must_use]
     pub fn providers(&self) -> Vec<ProviderRef> {
+        let _inside = gate::enter();
+        self.provider_list()
+    }
+
+    /// Providers in use, for those inside the gate.
+    pub(crate) fn provider_list(&self) -> Vec<ProviderRef> {
         self.lock_table().providers().to_vec()
     }
 

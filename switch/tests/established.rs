@@ -6,14 +6,16 @@ use std::sync::Arc;
 use driver::opener::{Holding, Opener};
 use driver::provider::{SanConfig, SanProvider};
 use driver::spi::{ServiceProvider, options};
+use driver::sys::{self, Fd};
 use nic_emu::device::DeviceOptions;
 use nic_emu::embedded::EmbeddedDevice;
 use ring_proto::attach::{AttachError, Attachment};
 use ring_proto::ids::NodeId;
+use ring_proto::sync::{AtomicU32, Ordering};
 use ring_proto::telemetry::Reason;
 use switch::config::{NodeConfig, ProviderEntry};
 use switch::mock::{Log, MockHost, MockTcp};
-use switch::{Accepted, ConnectStep, Installed, Stage, Switch, SwitchSocket};
+use switch::{Accepted, ConnectStep, Host, Installed, Stage, Switch, SwitchSocket};
 
 const A: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 const B: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 2);
@@ -72,8 +74,14 @@ impl Cluster {
         Self { device }
     }
 
-    #[expect(clippy::unwrap_used, reason = "set-up of a test")]
     fn node(&self, address: Ipv4Addr) -> Node {
+        let log = Log::new();
+        let host = MockHost::new(&log);
+        self.node_with(address, log, host)
+    }
+
+    #[expect(clippy::unwrap_used, reason = "set-up of a test")]
+    fn node_with(&self, address: Ipv4Addr, log: Arc<Log>, host: Arc<dyn Host>) -> Node {
         let node = self.device.add_node(&address.to_string(), &[address]);
         let opener = Arc::new(EmbeddedOpener {
             device: self.device.clone(),
@@ -95,19 +103,13 @@ impl Cluster {
             name: "nic".to_owned(),
             enabled: true,
         });
-        let log = Log::new();
         let tcp = MockTcp::new(&log);
         let installed = vec![Installed {
             id: "nic".to_owned(),
             sp: Arc::clone(&san) as _,
         }];
         Node {
-            switch: Switch::new(
-                config,
-                installed,
-                Arc::clone(&tcp) as _,
-                MockHost::new(&log),
-            ),
+            switch: Switch::new(config, installed, Arc::clone(&tcp) as _, host),
             tcp,
             san,
             log,
@@ -459,4 +461,140 @@ fn r182_half_close_over_the_nic() {
     assert_eq!(end, Ok(0));
     carry(&accepted.socket, &client, b"answer");
     assert!(a.tcp.is_open(client.fd()));
+}
+
+/// A host with a wake-up descriptor and the real clock, as programs have it.
+struct ThreadHost {
+    wake: Fd,
+    is_over: AtomicU32,
+}
+
+impl Host for ThreadHost {
+    fn wake_service(&self) {
+        sys::signal(self.wake.raw());
+    }
+
+    fn socket_changed(&self, _socket: &Arc<SwitchSocket>) {}
+
+    fn fell_back(&self, _socket: &SwitchSocket, reason: Reason) {
+        panic!("fell back: {}", reason.name());
+    }
+
+    fn established(&self, _socket: &Arc<SwitchSocket>) {}
+}
+
+/// The service thread of a node, until the host says that it is over.
+fn serve(node: &Node, host: &ThreadHost) {
+    while host.is_over.load(Ordering::Relaxed) == 0 {
+        let mut plan = node.switch.service_step();
+        plan.fds.push(libc::pollfd {
+            fd: host.wake.raw(),
+            events: libc::POLLIN,
+            revents: 0,
+        });
+        // The deadline is not waited for exactly: a step too many does no harm, one too few would show as a hang.
+        wait(&mut plan.fds);
+        sys::drain(host.wake.raw());
+    }
+}
+
+#[expect(unsafe_code, reason = "polls as the preload library does")]
+fn wait(fds: &mut [libc::pollfd]) {
+    let count = libc::nfds_t::try_from(fds.len()).expect("few");
+    // SAFETY: pointer and count describe the slice.
+    unsafe { libc::poll(fds.as_mut_ptr(), count, 100) };
+}
+
+#[test]
+fn threads_connect_and_accept_at_once_while_service_threads_serve() {
+    const THREADS: usize = 4;
+    const EACH: usize = 25;
+    let device = EmbeddedDevice::new(DeviceOptions::default());
+    let cluster = Cluster { device };
+    let hosts = [(); 2].map(|()| {
+        Arc::new(ThreadHost {
+            wake: sys::eventfd().unwrap(),
+            is_over: AtomicU32::new(0),
+        })
+    });
+    let a = cluster.node_with(A, Log::new(), Arc::clone(&hosts[0]) as _);
+    let b = cluster.node_with(B, Log::new(), Arc::clone(&hosts[1]) as _);
+    let listener = b.listener(Ipv4Addr::UNSPECIFIED, 80, 5);
+    let connect = || {
+        for _ in 0..EACH {
+            let (socket, mut step) = a.connect((B, 80).into());
+            while step == ConnectStep::Pending {
+                let plan = a.switch.connect_plan(&socket, u64::MAX);
+                wait(&mut plan.polled().to_vec());
+                step = a.switch.connect_progress(&socket);
+            }
+            assert_eq!(step, ConnectStep::Established);
+            let conn = socket.conn().expect("established");
+            assert_eq!(conn.send(&[part(b"hello")], 0), Ok(5));
+            a.switch.close(&socket);
+        }
+    };
+    let taken = AtomicU32::new(0);
+    let accept = || {
+        while (taken.load(Ordering::Relaxed) as usize) < THREADS * EACH {
+            match b.switch.accept(&listener, 0) {
+                Ok(accepted) => {
+                    taken.fetch_add(1, Ordering::Relaxed);
+                    expect_hello(&accepted.socket);
+                    b.switch.close(&accepted.socket);
+                }
+                Err(libc::EAGAIN) => {
+                    let mut fds = [libc::pollfd {
+                        fd: listener.doorbell_fd().expect("listening"),
+                        events: libc::POLLIN,
+                        revents: 0,
+                    }];
+                    wait(&mut fds);
+                }
+                Err(errno) => panic!("accept: errno {errno}"),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let services = [(&a, &hosts[0]), (&b, &hosts[1])]
+            .map(|(node, host)| scope.spawn(move || serve(node, host)));
+        let workers: Vec<_> = (0..THREADS)
+            .flat_map(|_| [scope.spawn(connect), scope.spawn(accept)])
+            .collect();
+        let results: Vec<_> = workers.into_iter().map(|w| w.join()).collect();
+        for host in &hosts {
+            host.is_over.store(1, Ordering::Relaxed);
+            host.wake_service();
+        }
+        for service in services {
+            service.join().unwrap();
+        }
+        for result in results {
+            result.unwrap();
+        }
+    });
+    assert_eq!(taken.load(Ordering::Relaxed) as usize, THREADS * EACH);
+}
+
+/// Reads the greeting and then the end.
+fn expect_hello(socket: &SwitchSocket) {
+    let conn = socket.conn().expect("connected");
+    let mut got = Vec::new();
+    loop {
+        let mut buffer = [0_u8; 16];
+        let room = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
+        match conn.recv(&[room], 0) {
+            Ok(0) => break,
+            Ok(n) => got.extend_from_slice(&buffer[..n]),
+            Err(libc::EAGAIN) => {
+                conn.progress();
+                std::thread::yield_now();
+            }
+            Err(errno) => panic!("recv: errno {errno} after {got:?}"),
+        }
+    }
+    assert_eq!(got, b"hello");
 }
