@@ -466,6 +466,11 @@ pub trait Waiting: Send + Sync + core::fmt::Debug {
     fn drain(&self, waiter: Waiter) {
         crate::sys::drain(waiter.fd);
     }
+    /// Makes the waiter's descriptor readable as a fire does, for a change that no completion tells of. Nothing happens when the
+    /// waiter was released meanwhile; a new owner of its vector is woken for nothing.
+    fn wake(&self, waiter: Waiter) {
+        crate::sys::signal(waiter.fd);
+    }
     /// Arms the completion queue of `s`; poll once more before sleeping.
     fn arm(&self, s: SpSocket, waiter: Waiter) -> Result<(), WsaError>;
     /// Arms the event queue of the waiter's function (connection events); call [`Waiting::progress`] once more before sleeping.

@@ -249,6 +249,15 @@ impl Waiting for Core {
         }
     }
 
+    fn wake(&self, waiter: Waiter) {
+        // Under the table's lock nobody closes the object, so its number cannot be another descriptor's by now.
+        for vector in self.vectors().iter() {
+            if vector.function == waiter.function && u32::from(vector.number) == waiter.vector {
+                sys::signal(vector.object.raw());
+            }
+        }
+    }
+
     fn arm(&self, s: SpSocket, waiter: Waiter) -> Result<(), WsaError> {
         let sock = self.resolve(s)?;
         if function_index(s) != waiter.function {
