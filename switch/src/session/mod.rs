@@ -22,9 +22,11 @@ mod record;
 mod recv;
 pub mod ring;
 mod send;
+mod start;
 #[cfg(test)]
 mod tests;
 
 pub use buffers::MAX_CALL_BYTES;
 pub use close::{CloseStep, How};
-pub use conn::{Conn, ConnOptions, Phase, Role};
+pub use conn::{Conn, Phase};
+pub use start::{ConnOptions, Role};

@@ -7,11 +7,12 @@
 
 use ring_proto::sync::Ordering;
 
-use super::conn::{Conn, PAYLOAD_MAX, Role};
+use super::conn::{Conn, PAYLOAD_MAX};
 use super::message::{FEATURE_RDMA_READ, HEADER_LEN, Hello};
 use super::record::flag;
 use super::recv::Refused;
 use super::ring::HEADER_BYTES;
+use super::start::Role;
 
 impl Conn {
     /// What we tell the peer.

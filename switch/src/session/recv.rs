@@ -13,11 +13,12 @@ use driver::wsa::WsaError;
 use ring_proto::sync::Ordering;
 
 use super::buffers::IoCursor;
-use super::conn::{Conn, HEADER_PAD, Role, slot, sp_buffer};
+use super::conn::{Conn, HEADER_PAD, slot, sp_buffer};
 use super::credit;
 use super::message::{Body, HEADER_LEN, MAX_HEAD, Message};
 use super::record::{IN_DOUBT, POSTED, POSTING, RECV_SLOTS, flag};
 use super::send::data;
+use super::start::Role;
 use crate::outcome::Errno;
 use crate::token::Taken;
 

@@ -12,13 +12,14 @@ use driver::wsa::WsaError;
 use ring_proto::sync::Ordering;
 
 use super::buffers::IoCursor;
-use super::conn::{Conn, Role, sp_buffer};
+use super::conn::{Conn, sp_buffer};
 use super::credit::{self, Spend};
 use super::message::{
     FLAG_RESEND, HEADER_LEN, HELLO_LEN, Header, Hello, PLACE_INLINE, abort, kind,
 };
 use super::record::{IN_DOUBT, POSTED, POSTING, flag};
 use super::ring::{HEADER_BYTES, SLOT_BYTES, SLOTS_OFFSET, SendRing};
+use super::start::Role;
 use crate::outcome::Errno;
 use crate::token::Taken;
 
