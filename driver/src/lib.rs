@@ -10,6 +10,7 @@ mod arena;
 pub mod cq;
 pub mod eq;
 pub mod error;
+mod fork_lock;
 pub mod function;
 pub mod lock;
 pub mod opener;

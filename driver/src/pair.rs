@@ -13,13 +13,13 @@
 
 use core::ptr::NonNull;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 use ring_proto::admin::{Access, AdminOp, MrReg};
 use ring_proto::ids::{FunctionId, Lkey};
 use ring_proto::sync::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::alloc::Links;
+use crate::fork_lock::ForkLock;
 use crate::function::{Function, Locked, low};
 use crate::record::{self, Pair};
 use crate::sys::{self, Fd, Mapping};
@@ -34,7 +34,7 @@ const BLOCK_BITS: u32 = 30;
 #[derive(Debug)]
 pub(crate) struct PairMaps {
     places: Box<[Place]>,
-    mappings: Mutex<BTreeMap<u32, Mapping>>,
+    mappings: ForkLock<BTreeMap<u32, Mapping>>,
 }
 
 #[derive(Debug)]
@@ -52,8 +52,18 @@ impl PairMaps {
         });
         Self {
             places: places.collect(),
-            mappings: Mutex::new(BTreeMap::new()),
+            mappings: ForkLock::new(BTreeMap::new()),
         }
+    }
+
+    /// Keeps the list still over a fork.
+    pub(crate) fn hold(&self) {
+        self.mappings.hold();
+    }
+
+    /// After the fork, in parent and child.
+    pub(crate) fn let_go(&self) {
+        self.mappings.let_go();
     }
 
     fn place(&self, number: u32) -> Option<&Place> {
@@ -63,7 +73,7 @@ impl PairMaps {
     fn keep(&self, number: u32, generation: u32, mapping: Mapping) -> Option<NonNull<u8>> {
         let base = mapping.base();
         let place = self.place(number)?;
-        let mut mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut mappings = self.mappings.lock();
         // Relaxed: published by the generation.
         place
             .base
@@ -80,7 +90,7 @@ impl PairMaps {
             // Relaxed: the lock of the family is held and no ring is left.
             place.generation.store(0, Ordering::Relaxed);
         }
-        let mut mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut mappings = self.mappings.lock();
         drop(mappings.remove(&number));
     }
 }
@@ -168,11 +178,7 @@ impl Function {
             // Relaxed: set before the function was shared.
             return Some((offset, Lkey(self.header().lkey.load(Ordering::Relaxed))));
         }
-        let mappings = self
-            .pairs
-            .mappings
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mappings = self.pairs.mappings.lock();
         mappings.iter().find_map(|(&number, mapping)| {
             let start = mapping.base().as_ptr().addr();
             let within = address.as_ptr().addr().checked_sub(start)? as u64;
@@ -226,8 +232,7 @@ impl Locked<'_> {
     /// Gives the pages of an idle pair arena back to the system.
     fn empty(&mut self, number: u32, pair: &Pair) {
         let used = usize::try_from(pair.heap.high_water()).unwrap_or(0);
-        let mappings = &self.function.pairs.mappings;
-        let mappings = mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mappings = self.function.pairs.mappings.lock();
         if let Some(mapping) = mappings.get(&number) {
             match mapping.punch(0, used.next_multiple_of(4096)) {
                 Ok(()) | Err(_) => {} // Kept pages cost memory, nothing else.

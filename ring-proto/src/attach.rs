@@ -49,6 +49,12 @@ pub trait Attachment: Send + Sync {
     /// Wakes a sleeping device. Cheap to call too often.
     fn kick(&self);
 
+    /// Before the process forks: keeps its other threads out until [`Attachment::after_fork`].
+    fn before_fork(&self) {}
+
+    /// After a fork, in the parent and in the child.
+    fn after_fork(&self) {}
+
     /// Descriptor that shows POLLHUP when the device is gone, or `None` when it cannot go. POLLIN says nothing: a reply may be
     /// under way to another thread.
     fn hangup_fd(&self) -> Option<RawFd>;

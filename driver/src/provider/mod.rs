@@ -31,12 +31,13 @@ use core::ptr::NonNull;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use ring_proto::admin::AdminStatus;
 use ring_proto::sync::{AtomicU32, Ordering};
 
 use crate::error::AdminError;
+use crate::fork_lock::{ForkLock, Held};
 use crate::function::Function;
 use crate::opener::Opener;
 use crate::spi::{
@@ -85,8 +86,8 @@ pub(crate) struct Core {
     /// Index + 1 of the function for new sockets, 0 for none.
     own: AtomicU32,
     opening: Mutex<()>,
-    locals: Mutex<BTreeMap<SpSocket, Local>>,
-    vectors: Mutex<Vec<waiting::Vector>>,
+    locals: ForkLock<BTreeMap<SpSocket, Local>>,
+    vectors: ForkLock<Vec<waiting::Vector>>,
     /// Batches of events seen, by function.
     events_seen: [AtomicU32; FUNCTIONS],
     fork: Mutex<Vec<sharing::Clone>>,
@@ -124,8 +125,8 @@ impl SanProvider {
                 functions: [const { OnceLock::new() }; FUNCTIONS],
                 own: AtomicU32::new(0),
                 opening: Mutex::new(()),
-                locals: Mutex::new(BTreeMap::new()),
-                vectors: Mutex::new(Vec::new()),
+                locals: ForkLock::new(BTreeMap::new()),
+                vectors: ForkLock::new(Vec::new()),
                 events_seen: [const { AtomicU32::new(0) }; FUNCTIONS],
                 fork: Mutex::new(Vec::new()),
             }),
@@ -154,8 +155,8 @@ impl Core {
         Some((index, function))
     }
 
-    fn locals(&self) -> MutexGuard<'_, BTreeMap<SpSocket, Local>> {
-        self.locals.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locals(&self) -> Held<'_, BTreeMap<SpSocket, Local>> {
+        self.locals.lock()
     }
 
     fn upcalls(&self) -> Result<Arc<dyn Upcalls>, WsaError> {

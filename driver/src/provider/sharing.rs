@@ -5,6 +5,7 @@
 //! exists, and its life is its process socket. A process's number is its identity on the function of index 0, which every process that
 //! shares any function with it has inherited too. A child never uses what its parent alone owns: process socket, vectors, event
 //! objects.
+//! What this process alone keeps stands still from before the fork to after it, whatever its other threads do.
 //! Source, R-212 (a to b).
 
 use std::sync::PoisonError;
@@ -53,6 +54,28 @@ impl Core {
             // Without the NIC there are no holds: the caller closes.
             Err(AdminError::Dead) => Ok(false),
         }
+    }
+}
+
+impl Core {
+    /// Keeps this process's other threads out of what the child gets a copy of.
+    fn hold_locks(&self) {
+        self.locals.hold();
+        self.vectors.hold();
+        for (_, function) in self.functions() {
+            function.pairs.hold();
+            function.attachment().before_fork();
+        }
+    }
+
+    /// In the parent and in the child.
+    fn let_go_locks(&self) {
+        for (_, function) in self.functions() {
+            function.attachment().after_fork();
+            function.pairs.let_go();
+        }
+        self.vectors.let_go();
+        self.locals.let_go();
     }
 }
 
@@ -105,10 +128,12 @@ impl Sharing for Core {
             clones.clear();
         }
         *self.fork.lock().unwrap_or_else(PoisonError::into_inner) = clones;
+        self.hold_locks();
         told.map_err(|_| WsaError::NetDown)
     }
 
     fn after_fork_in_parent(&self, _: bool) {
+        self.let_go_locks();
         // With the child's end gone too, the hang-up takes back what was cloned for a fork that failed.
         self.opener.after_fork_in_parent();
         self.fork
@@ -118,6 +143,7 @@ impl Sharing for Core {
     }
 
     fn after_fork_in_child(&self) {
+        self.let_go_locks();
         self.opener.after_fork_in_child();
         let clones =
             core::mem::take(&mut *self.fork.lock().unwrap_or_else(PoisonError::into_inner));

@@ -7,13 +7,13 @@
 //! Hot: `link`, `mode`. Source: design of arms in `ring_proto::arm`. Leaves out: the sleep itself.
 
 use std::os::fd::RawFd;
-use std::sync::{MutexGuard, PoisonError};
 
 use ring_proto::arm;
 use ring_proto::sync::{AtomicU32, Ordering};
 
 use super::Core;
 use super::socket::{CONNECTED, DISCONNECTED, Sock, function_index};
+use crate::fork_lock::Held;
 use crate::function::{Function, Locked};
 use crate::record::EVENT_SLOT;
 use crate::spi::{Link, SpSocket, Waiter, Waiting};
@@ -101,8 +101,8 @@ fn disconnect(function: &Function, number: u8) {
 }
 
 impl Core {
-    fn vectors(&self) -> MutexGuard<'_, Vec<Vector>> {
-        self.vectors.lock().unwrap_or_else(PoisonError::into_inner)
+    fn vectors(&self) -> Held<'_, Vec<Vector>> {
+        self.vectors.lock()
     }
 
     /// A child closes its copies of the parent's objects; the vectors stay the parent's.

@@ -12,7 +12,6 @@
 
 use std::os::fd::RawFd;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 use ring_proto::attach::{AttachError, Attachment};
 use ring_proto::regs;
@@ -21,6 +20,7 @@ use ring_proto::uar::BAR2_LEN;
 use ring_proto::vfio;
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::fork_lock::ForkLock;
 use crate::sys::{self, Errno, Fd, Mapping, Seen};
 
 /// Longest wait for a reply; the device answers within microseconds or is gone.
@@ -38,7 +38,7 @@ pub struct Client {
     bar2: Fd,
     bar2_len: u64,
     shared: Mapping,
-    threads: Mutex<()>,
+    threads: ForkLock<()>,
 }
 
 /// A reply: payload behind the header, and descriptors.
@@ -94,7 +94,7 @@ impl Client {
             bar2: placeholder,
             bar2_len: 0,
             shared,
-            threads: Mutex::new(()),
+            threads: ForkLock::new(()),
         };
         client.negotiate()?;
         let (fd, len) = client.region_fd(regs::REGION_BAR2)?;
@@ -227,7 +227,7 @@ impl Client {
         parts: &[&[u8]],
         fds: &[RawFd],
     ) -> Result<Reply, AttachError> {
-        let _threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let _threads = self.threads.lock();
         let payload: usize = parts.iter().map(|part| part.len()).sum();
         let size = size_of::<vfio::Header>() + payload;
         let header = vfio::Header {
@@ -325,6 +325,14 @@ fn argsz<T>() -> u32 {
 }
 
 impl Attachment for Client {
+    fn before_fork(&self) {
+        self.threads.hold();
+    }
+
+    fn after_fork(&self) {
+        self.threads.let_go();
+    }
+
     fn read_register(&self, offset: u64, len: u32) -> Result<u64, AttachError> {
         let what = "REGION_READ";
         let ask = vfio::RegionAccess {
