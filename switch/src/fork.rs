@@ -4,6 +4,9 @@
 //! fork; the child owns no event object, no waiter and no connect of its parent; its inherited listeners and connections work.
 //! Source, R-212 (b).
 
+use std::sync::{MutexGuard, PoisonError};
+
+use driver::sys::SignalsBlocked;
 use ring_proto::sync::Ordering;
 
 use crate::gate;
@@ -14,7 +17,10 @@ use crate::switch::Switch;
 impl Switch {
     /// In the parent, before the fork.
     pub fn before_fork(&self) {
+        // A handler that runs between here and the end of the fork would meet closed doors.
+        let signals = SignalsBlocked::new();
         gate::close();
+        *self.lock_fork_signals() = Some(signals);
         for provider in self.lock_table().providers() {
             if let Some(sharing) = &provider.sharing
                 && let Err(error) = sharing.before_fork()
@@ -32,7 +38,9 @@ impl Switch {
                 sharing.after_fork_in_parent(has_forked);
             }
         }
+        let signals = self.lock_fork_signals().take();
         gate::open();
+        drop(signals);
     }
 
     /// In the child. Its service thread is to be started anew when [`crate::Host::wake_service`] is called.
@@ -75,7 +83,15 @@ impl Switch {
                 listening.negotiations().clear();
             }
         }
+        let signals = self.lock_fork_signals().take();
         gate::open();
+        drop(signals);
+    }
+
+    fn lock_fork_signals(&self) -> MutexGuard<'_, Option<SignalsBlocked>> {
+        self.fork_signals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A connect that the parent goes on with: in the child it failed. DEVIATION: kernel TCP would complete in both.

@@ -14,6 +14,7 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use driver::spi::{ServiceProvider, options as sp_options};
+use driver::sys::SignalsBlocked;
 use ring_proto::sync::{AtomicU32, Ordering};
 use ring_proto::telemetry::Reason;
 
@@ -90,6 +91,8 @@ pub struct Switch {
     pub(crate) service: Mutex<ServiceState>,
     /// Forks behind this process; event objects of earlier ones are not ours.
     pub(crate) epoch: AtomicU32,
+    /// Signals of the forking thread, blocked until the fork is over.
+    pub(crate) fork_signals: Mutex<Option<SignalsBlocked>>,
     installed: Vec<Installed>,
     started: OnceLock<()>,
     table: Mutex<ProviderTable>,
@@ -130,6 +133,7 @@ impl Switch {
             registry: Mutex::default(),
             service: Mutex::default(),
             epoch: AtomicU32::new(0),
+            fork_signals: Mutex::default(),
             installed,
             started: OnceLock::new(),
             table: Mutex::default(),
