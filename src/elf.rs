@@ -4,7 +4,7 @@
 //! Invariants: every number from the file is checked against the file's length; a file that cannot be read or understood has no obstacle, the
 //! kernel and the dynamic linker then say what is wrong with it.
 //! Source: System V ABI, gABI chapters 4 and 5; ld.so(8) on secure execution; execve(2) on interpreters; GNU symbol versioning (LSB).
-//! Leaves out: other machines than x86-64 and aarch64 little-endian, which the kernel refuses to run anyway.
+//! Leaves out: files for other machines, which the kernel refuses to run anyway.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};

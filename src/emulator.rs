@@ -8,26 +8,24 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail};
-use nic_emu::server::{ClusterConfig, NodeSpec};
+use anyhow::{Context as _, bail};
+use nic_emu::server::ClusterConfig;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::claim::Claim;
 use crate::cli;
 use crate::cluster::Record;
-use crate::config::{CLAIM_HOST, ClusterPlan};
+use crate::config::ClusterPlan;
 use crate::control;
 use crate::exit::Failure;
 use crate::paths::{self, ClusterHome, RunDirectory};
 use crate::signals::{self, StopSignals, Waited};
 
-/// Port of the datagram socket whose address claims a subnet on this machine.
-const CLAIM_PORT: u16 = 4791;
 /// How long a start may take.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long the emulator gets to end by itself.
@@ -331,14 +329,6 @@ fn cluster_name(directory: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-/// Addresses that this process holds for its cluster as long as it lives.
-#[derive(Debug)]
-struct Claim {
-    nodes: Vec<NodeSpec>,
-    subnet: Option<u8>,
-    _sockets: Vec<UdpSocket>,
-}
-
 fn prepare(arguments: &cli::Emulator) -> anyhow::Result<(ClusterPlan, Claim)> {
     signals::unblock_all()?;
     signals::end_with_parent(arguments.parent)?;
@@ -349,55 +339,8 @@ fn prepare(arguments: &cli::Emulator) -> anyhow::Result<(ClusterPlan, Claim)> {
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let plan: ClusterPlan =
         serde_json::from_slice(&text).with_context(|| format!("cannot read {}", path.display()))?;
-    let claim = claim(&plan)?;
+    let claim = Claim::of(&plan)?;
     Ok((plan, claim))
-}
-
-/// Claims the subnets of a cluster on this machine and settles its addresses.
-fn claim(plan: &ClusterPlan) -> anyhow::Result<Claim> {
-    let mut sockets = Vec::new();
-    let static_subnets = plan.static_subnets();
-    for &subnet in &static_subnets {
-        let socket = claim_subnet(subnet).map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => anyhow!(
-                "127.77.{subnet}.0/24 is in use by another cluster on this machine; end that one (`sanlab ls`), or give the nodes other addresses"
-            ),
-            _ => anyhow!(error).context(format!(
-                "cannot claim 127.77.{subnet}.0/24; the loopback interface must carry 127.0.0.0/8"
-            )),
-        })?;
-        sockets.push(socket);
-    }
-    let mut subnet = static_subnets.first().copied();
-    if subnet.is_none() && plan.wants_assignment() {
-        let (free, socket) = claim_first_free()?;
-        subnet = Some(free);
-        sockets.push(socket);
-    }
-    Ok(Claim {
-        nodes: plan.resolve(subnet),
-        subnet,
-        _sockets: sockets,
-    })
-}
-
-fn claim_first_free() -> anyhow::Result<(u8, UdpSocket)> {
-    for subnet in 0..=u8::MAX {
-        match claim_subnet(subnet) {
-            Ok(socket) => return Ok((subnet, socket)),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
-            Err(error) => {
-                return Err(error).context(
-                    "cannot claim a subnet; the loopback interface must carry 127.0.0.0/8",
-                );
-            }
-        }
-    }
-    bail!("all 256 subnets of 127.77.0.0/16 are in use by other clusters on this machine")
-}
-
-fn claim_subnet(subnet: u8) -> io::Result<UdpSocket> {
-    UdpSocket::bind((Ipv4Addr::new(127, 77, subnet, CLAIM_HOST), CLAIM_PORT))
 }
 
 /// Reports to the parent; false when it is gone.

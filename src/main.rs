@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod claim;
 mod cli;
 mod cluster;
 mod config;

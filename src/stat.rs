@@ -254,9 +254,13 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn every_reason_has_a_meaning() {
+    fn every_reason_has_a_meaning_here_and_on_the_page() {
+        let page = include_str!("../docs/cluster.md");
         for reason in Reason::ALL {
-            assert_ne!(meaning(reason.name()), "", "{}", reason.name());
+            let (name, meaning) = (reason.name(), meaning(reason.name()));
+            assert_ne!(meaning, "", "{name}");
+            let row = format!("| `{name}` | {meaning} |");
+            assert!(page.contains(&row), "docs/cluster.md lacks {row}");
         }
     }
 
