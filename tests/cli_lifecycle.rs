@@ -232,3 +232,15 @@ fn directories_and_sockets_are_for_their_user_alone() {
     assert_eq!(mode(cluster.directory().join("control.sock")), 0o600);
     assert_eq!(mode(cluster.directory().join("a/nic0.sock")), 0o600);
 }
+
+#[test]
+fn a_subnet_in_which_a_program_of_an_ended_cluster_listens_is_left_alone() {
+    let lab = Lab::new("a_subnet_in_which_a_program_of_an_ended_cluster_listens_is_left_alone");
+    let first = lab.up_with(&["--name", "first"]);
+    let address = first.address("a");
+    // A program that goes on listening after its cluster.
+    let _listener = std::net::TcpListener::bind((address, 0)).unwrap();
+    drop(first);
+    let second = lab.up_with(&["--name", "second"]);
+    assert_ne!(second.address("a"), address);
+}

@@ -73,7 +73,11 @@ fn address(text: &str) -> Option<SocketAddrV4> {
     let bytes: Vec<u8> = words?.into_iter().flat_map(u32::to_ne_bytes).collect();
     let ip = match bytes.len() {
         4 => Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?),
-        _ => Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?).to_ipv4_mapped()?,
+        _ => match Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?) {
+            // The far end of a listener.
+            Ipv6Addr::UNSPECIFIED => Ipv4Addr::UNSPECIFIED,
+            ip => ip.to_ipv4_mapped()?,
+        },
     };
     Some(SocketAddrV4::new(ip, port))
 }
@@ -106,9 +110,14 @@ pub(crate) fn emulators_below(directory: &Path) -> Vec<u32> {
 /// Kills the emulators whose cluster lies below this directory.
 pub(crate) fn end_emulators_below(directory: &Path) {
     for pid in emulators_below(directory) {
-        // It may end by itself in between.
-        let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL);
+        end(pid);
     }
+}
+
+/// Kills a process that may have ended.
+pub(crate) fn end(pid: u32) {
+    // It may end by itself in between.
+    let _ = kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL);
 }
 
 /// Kills a process that is not our child.

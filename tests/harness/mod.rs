@@ -14,6 +14,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod kernel;
+pub(crate) mod peer;
 pub(crate) mod process;
 pub(crate) mod programs;
 mod watchdog;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 pub(crate) use cluster::Cluster;
+pub(crate) use peer::Peer;
 pub(crate) use process::Process;
 use watchdog::Watchdog;
 
@@ -57,7 +59,7 @@ pub(crate) struct Lab {
 }
 
 /// Time after which a test that still waits has failed.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Lab {
     /// A world for the test of this name.
@@ -201,6 +203,13 @@ pub(crate) fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
         }
         pause();
     }
+}
+
+/// Writes a line to standard error itself: `eprintln!` is captured and lost when the test binary is aborted.
+fn tell(line: std::fmt::Arguments<'_>) {
+    use std::io::Write as _;
+    // A closed standard error leaves nowhere to tell.
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn pause() {

@@ -159,7 +159,7 @@ pub(crate) fn print_outputs(directory: &Path) {
             .unwrap_or(&text);
         if !text.trim().is_empty() {
             let name = path.file_name().unwrap_or_default().display();
-            eprintln!("--- {name}\n{}", text.trim_end());
+            super::tell(format_args!("--- {name}\n{}", text.trim_end()));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Ends a test that waits for ever, after it has shown what everybody waits for.
 //!
-//! Place: part of every [`super::Lab`]. Invariants: it only reads; the test binary is aborted, so its harness reports a failure.
+//! Place: part of every [`super::Lab`]. Invariants: the test binary is aborted, so its harness reports a failure; the processes of the test
+//! are ended before, because nobody is left to do so.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,14 @@ impl Watchdog {
         let (test, directory, processes) = (test.to_owned(), directory.to_owned(), watched.clone());
         std::thread::spawn(move || {
             if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                // Held to the end: one report is whole before another test of this binary has the same to tell.
+                static REPORT: Mutex<()> = Mutex::new(());
+                let _report = REPORT.lock();
                 dump(&test, &directory, &processes);
+                for (_, pid) in processes.lock().unwrap().iter() {
+                    super::kernel::end(*pid);
+                }
+                super::kernel::end_emulators_below(&directory);
                 std::process::abort();
             }
         });
@@ -35,7 +43,9 @@ impl Watchdog {
 }
 
 fn dump(test: &str, directory: &Path, watched: &Watched) {
-    eprintln!("=== the test {test} waits for ever; its processes:");
+    super::tell(format_args!(
+        "=== the test {test} waits for ever; its processes:"
+    ));
     let mut processes = watched.lock().unwrap().clone();
     for pid in super::kernel::emulators_below(directory) {
         processes.push(("emulator".to_owned(), pid));
@@ -45,7 +55,7 @@ fn dump(test: &str, directory: &Path, watched: &Watched) {
         let Ok(threads) = fs::read_dir(root.join("task")) else {
             continue;
         };
-        eprintln!("--- {label}, process {pid}");
+        super::tell(format_args!("--- {label}, process {pid}"));
         for thread in threads.flatten() {
             let field =
                 |name: &str| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
@@ -54,12 +64,12 @@ fn dump(test: &str, directory: &Path, watched: &Watched) {
                 .lines()
                 .find(|line| line.starts_with("State:"))
                 .unwrap_or_default();
-            eprintln!(
+            super::tell(format_args!(
                 "    {} {state} in {} system call {}",
                 field("comm").trim(),
                 field("wchan").trim(),
                 field("syscall").trim()
-            );
+            ));
         }
     }
     super::process::print_outputs(directory);

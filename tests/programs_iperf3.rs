@@ -1,0 +1,63 @@
+//! `iperf3` between two nodes: one stream, four streams, and the other direction.
+
+mod harness;
+
+use harness::{Lab, Road, kernel, programs};
+
+const PORT: u16 = 5201;
+
+#[test]
+fn iperf3_with_one_stream() {
+    measure("iperf3_with_one_stream", &[]);
+}
+
+#[test]
+fn iperf3_with_four_streams() {
+    measure("iperf3_with_four_streams", &["-P", "4"]);
+}
+
+#[test]
+fn iperf3_in_reverse() {
+    measure("iperf3_in_reverse", &["-R"]);
+}
+
+#[test]
+fn iperf3_in_both_directions() {
+    measure("iperf3_in_both_directions", &["--bidir"]);
+}
+
+fn measure(test: &str, options: &[&str]) {
+    let Some([iperf3]) = programs::find(["iperf3"]) else {
+        return;
+    };
+    let lab = Lab::new(test);
+    let cluster = lab.up();
+    let mut server = lab.spawn(
+        "server",
+        cluster.run("a", [iperf3.as_os_str(), "-s".as_ref(), "-1".as_ref()]),
+    );
+    let address = cluster.address("a");
+    kernel::wait_listening(address, PORT);
+
+    let mut client = cluster.run("b", [iperf3.as_os_str(), "-c".as_ref()]);
+    client
+        .arg(address.to_string())
+        .args(["-J", "-n", "128M"])
+        .args(options);
+    let said = lab.spawn("client", client).succeed();
+    let report: serde_json::Value = serde_json::from_str(&said).expect("iperf3 prints JSON");
+    assert!(report["error"].is_null(), "{report:#}");
+    let moved = report["end"]["sum_received"]["bytes"]
+        .as_u64()
+        .expect("a number of bytes");
+    assert!(moved > 0, "{report:#}");
+    assert!(server.wait().success(), "{}", server.stderr());
+
+    cluster.wait_no_connections();
+    cluster.assert_road(Road::expected(), &["a", "b"]);
+    if Road::expected() == Road::San {
+        let sender = if options.contains(&"-R") { "a" } else { "b" };
+        assert!(cluster.counter(sender, "tx_payload_bytes") >= moved);
+        assert_eq!(kernel::connections_on_port(address, PORT), []);
+    }
+}
