@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use self::Step::{
     Close, Drain, Error, Fill, Peek, Recv, Reset, Send, ShutBoth, ShutRead, ShutWrite, Truncate,
 };
+use super::nic::NicWorld;
 use super::world::{DoubleWorld, World, recv_flags, send, settle};
 use crate::session::{Conn, How};
 
@@ -204,7 +205,11 @@ fn san_step(ends: &mut [Option<Arc<Conn>>; 2], closed: &mut Vec<Arc<Conn>>, step
 
 /// Runs `steps` on both roads.
 fn compare(name: &str, steps: &[Step]) {
-    let world = DoubleWorld::new();
+    compare_in(&DoubleWorld::new(), name, steps);
+    compare_in(&NicWorld::new(), name, steps);
+}
+
+fn compare_in(world: &impl World, name: &str, steps: &[Step]) {
     let (a, b) = world.pair();
     let mut san = [Some(a), Some(b)];
     let mut closed = Vec::new();

@@ -8,6 +8,7 @@ mod hostile;
 mod kernel;
 mod killed;
 mod message;
+mod nic;
 mod orphan;
 mod stream;
 mod world;

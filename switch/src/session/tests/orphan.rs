@@ -75,7 +75,10 @@ proptest! {
 
 #[test]
 fn dead_reader_with_unread_data_is_a_reset_after_its_own_data() {
-    let world = DoubleWorld::new();
+    dead_reader_with_unread_data(&DoubleWorld::new());
+}
+
+pub(super) fn dead_reader_with_unread_data(world: &impl World) {
     let (a, b) = world.pair();
     send_all(&b, b"read me");
     send_all(&a, b"never read");
@@ -89,7 +92,10 @@ fn dead_reader_with_unread_data_is_a_reset_after_its_own_data() {
 
 #[test]
 fn dead_reader_that_had_taken_everything_is_an_end() {
-    let world = DoubleWorld::new();
+    dead_reader_that_had_taken_everything(&DoubleWorld::new());
+}
+
+pub(super) fn dead_reader_that_had_taken_everything(world: &impl World) {
     let (a, b) = world.pair();
     send_all(&a, b"question");
     settle(&[&b]);
@@ -101,7 +107,10 @@ fn dead_reader_that_had_taken_everything_is_an_end() {
 
 #[test]
 fn dead_peer_after_its_fin_is_an_end_for_the_reader_and_epipe_for_the_writer() {
-    let world = DoubleWorld::new();
+    dead_after_fin(&DoubleWorld::new());
+}
+
+pub(super) fn dead_after_fin(world: &impl World) {
     let (a, b) = world.pair();
     send_all(&b, b"done");
     b.shutdown(How::Write).unwrap();
@@ -117,7 +126,10 @@ fn dead_peer_after_its_fin_is_an_end_for_the_reader_and_epipe_for_the_writer() {
 
 #[test]
 fn sends_held_at_the_dead_peer_do_not_stop_the_pull() {
-    let world = DoubleWorld::new();
+    sends_held_at_the_dead_peer(&DoubleWorld::new());
+}
+
+pub(super) fn sends_held_at_the_dead_peer(world: &impl World) {
     let (a, b) = world.pair();
     send_all(&b, &pattern(1, 0, 400_000));
     // Fills the dead peer's receives and leaves more in our ring.
@@ -131,7 +143,10 @@ fn sends_held_at_the_dead_peer_do_not_stop_the_pull() {
 
 #[test]
 fn fin_that_was_never_sent_is_found_in_the_head() {
-    let world = DoubleWorld::new();
+    fin_found_in_the_head(&DoubleWorld::new());
+}
+
+pub(super) fn fin_found_in_the_head(world: &impl World) {
     let (a, b) = world.pair();
     send_all(&a, b"unread, so the end is not clean");
     settle(&[&a, &b]);
