@@ -146,6 +146,10 @@ impl Switch {
         failures: &mut Vec<Reason>,
         notices: &mut Notices,
     ) -> Result<(), Errno> {
+        if socket.is_on_san() {
+            // As the kernel answers for a connected socket; the parked one does not know.
+            return Err(libc::EINVAL);
+        }
         self.tcp.listen(socket.fd(), backlog)?;
         let backlog = effective_backlog(backlog);
         if let Some(listening) = state.listening.clone() {

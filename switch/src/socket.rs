@@ -279,6 +279,12 @@ impl SwitchSocket {
         matches!(self.stage(), Stage::SanConnecting | Stage::Negotiating)
     }
 
+    /// Whether the socket is connected, or connecting, over a provider.
+    #[must_use]
+    pub fn is_on_san(&self) -> bool {
+        self.is_connecting() || self.stage() == Stage::SanConnected
+    }
+
     /// The state, for those inside the gate.
     pub(crate) fn lock(&self) -> MutexGuard<'_, SocketState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -165,6 +165,10 @@ impl Switch {
     pub fn bind(&self, socket: &SwitchSocket, address: SocketAddr) -> Result<(), Errno> {
         let _inside = gate::enter();
         let mut state = socket.lock();
+        if socket.is_on_san() {
+            // The parked kernel socket would not know.
+            return Err(libc::EINVAL);
+        }
         self.tcp.bind(socket.fd(), address)?;
         state.bound = Some(self.tcp.local_address(socket.fd()).unwrap_or(address));
         if socket.stage() == Stage::Fresh {
@@ -210,11 +214,7 @@ impl Switch {
     ) -> Result<(), Errno> {
         let _inside = gate::enter();
         let mut state = socket.lock();
-        let is_san = matches!(
-            socket.stage(),
-            Stage::SanConnecting | Stage::Negotiating | Stage::SanConnected
-        );
-        if is_san && options::is_tcp_only(level, name) {
+        if socket.is_on_san() && options::is_tcp_only(level, name) {
             return Err(libc::ENOPROTOOPT);
         }
         self.tcp.set_option(socket.fd(), level, name, value)?;

@@ -543,3 +543,18 @@ fn a_child_of_fork_leaves_its_parents_connects_alone_and_uses_what_it_inherited(
     world::accept(&a, &listener);
     drop(Arc::clone(&socket));
 }
+
+#[test]
+fn bind_and_listen_are_refused_once_the_socket_is_on_the_san() {
+    let world = World::new();
+    let (a, b) = (world.node(A), world.node(B));
+    let (socket, accepted) = establish(&a, &b, 80);
+    let before = world.log.count("tcp.");
+    for (node, socket) in [(&a, &socket), (&b, &accepted.socket)] {
+        let bound = node.switch.bind(socket, at(node.address, 7));
+        assert_eq!(bound, Err(libc::EINVAL));
+        assert_eq!(node.switch.listen(socket, 1), Err(libc::EINVAL));
+        assert_eq!(socket.stage(), Stage::SanConnected);
+    }
+    assert_eq!(world.log.count("tcp."), before);
+}
