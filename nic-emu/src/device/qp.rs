@@ -3,7 +3,7 @@
 //! Place: `serve` works on a QP's send queue, `life` changes its state, `transfer` takes its receives.
 //! Invariants: two QPs are connected when each names the other; a QP names its peer by function, place and number, and all three must
 //! still fit. A doorbell is believed only between what was posted before and one depth ahead of what was fetched.
-//! Hot: [`Qp::refresh`], [`Qp::receive`], the look-ups. Edges: sq-publish. Source: verbs QP; layout docs/device.md.
+//! Hot: [`Qp::refresh`], [`Qp::fetch_receive`], the look-ups. Edges: sq-publish. Source: verbs QP; layout docs/device.md.
 //! Leaves out: SQE (no unconnected transport), SRQ.
 
 use ring_proto::admin::{Access, AdminStatus, CmRecord};
@@ -105,9 +105,10 @@ pub(crate) struct Qp {
     pub(crate) waiter: Option<QpRef>,
     /// It stands on the engine's list.
     pub(crate) is_active: bool,
-    /// `held` is a WQE that was fetched and is not complete.
+    /// `work` is a WQE that was fetched and is not complete.
     pub(crate) is_held: bool,
-    pub(crate) held: SendWork,
+    /// Place of the WQE in work; away while its turn lasts.
+    pub(crate) work: Option<Box<SendWork>>,
     pub(crate) hold_timer: Option<TimerKey>,
     /// What the hold ends with when its time is up.
     pub(crate) hold_kind: Hold,
@@ -152,7 +153,7 @@ impl Qp {
             waiter: None,
             is_active: false,
             is_held: false,
-            held: SendWork::none(),
+            work: Some(Box::new(SendWork::none())),
             hold_timer: None,
             hold_kind: Hold::Receive,
             receiving: None,
@@ -175,28 +176,29 @@ impl Qp {
         self.rq.believe(rq) && sq
     }
 
-    /// Fetches the next receive unless one is fetched; `None` when the client has posted none.
+    /// Fetches the next receive into `receiving` unless one is there; false when the client has posted none.
     #[inline]
-    pub(crate) fn receive(&mut self, bar: &Bar2) -> Result<Option<RecvWork>, Syndrome> {
-        if self.receiving.is_none() {
-            let Some(ring) = self.rq.ring else {
-                return Err(Syndrome::WINDOW_GONE);
-            };
-            if self.rq.consumer == self.rq.producer {
-                // EDGE sq-publish (acquire): as in `refresh`.
-                let claimed = bar.line(self.slot).rq_producer().load(Ordering::Acquire);
-                if !self.rq.believe(claimed) {
-                    return Err(Syndrome::DOORBELL_OUT_OF_RANGE);
-                }
-                if self.rq.consumer == self.rq.producer {
-                    return Ok(None);
-                }
-            }
-            let work = RecvWork::fetch(&ring, self.rq.consumer);
-            self.rq.consumer = work.end;
-            self.receiving = Some(work);
+    pub(crate) fn fetch_receive(&mut self, bar: &Bar2) -> Result<bool, Syndrome> {
+        if self.receiving.is_some() {
+            return Ok(true);
         }
-        Ok(self.receiving)
+        let Some(ring) = self.rq.ring else {
+            return Err(Syndrome::WINDOW_GONE);
+        };
+        if self.rq.consumer == self.rq.producer {
+            // EDGE sq-publish (acquire): as in `refresh`.
+            let claimed = bar.line(self.slot).rq_producer().load(Ordering::Acquire);
+            if !self.rq.believe(claimed) {
+                return Err(Syndrome::DOORBELL_OUT_OF_RANGE);
+            }
+            if self.rq.consumer == self.rq.producer {
+                return Ok(false);
+            }
+        }
+        let work = RecvWork::fetch(&ring, self.rq.consumer);
+        self.rq.consumer = work.end;
+        self.receiving = Some(work);
+        Ok(true)
     }
 
     pub(crate) fn has_receive(&self) -> bool {
@@ -216,9 +218,8 @@ impl Qp {
             status: WcStatus::WR_FLUSH_ERR,
             syndrome: Syndrome::FLUSHED,
         };
-        if self.is_held {
+        if let Some(held) = self.work.as_ref().filter(|_| self.is_held) {
             self.is_held = false;
-            let held = &self.held;
             let entry = flushed(held.wr_id(), held.opcode().0, held.end);
             return Some((self.send_cqn, entry));
         }

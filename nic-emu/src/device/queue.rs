@@ -1,7 +1,7 @@
 //! Fetching work queue elements: one snapshot, one check, then a type that proves it.
 //!
 //! Place: the engine fetches a [`SendWork`] from a QP's SQ and a [`RecvWork`] from its RQ; transfer works on these copies only.
-//! Invariants: ring memory is read once per WQE, whatever its owner does meanwhile; holding a `SendWork` proves opcode, flags, block
+//! Invariants: ring memory is read once per WQE, whatever its owner does meanwhile; a `SendWork` that was fetched proves opcode, flags, block
 //! count, SGE count and total to be consistent, holding a `RecvWork` proves its SGE count and that its capacity is exact.
 //! Hot: everything here. Source: docs/device.md, section "Work queue elements".
 
@@ -25,7 +25,7 @@ const _: () = assert!(
 );
 
 /// A checked send WQE, private to the device.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct SendWork {
     words: [u64; WORDS],
     head: SqWqe,
@@ -36,14 +36,10 @@ pub(crate) struct SendWork {
 }
 
 /// What stands at a position of an SQ.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "lives on the stack for one WQE; a box would allocate on the hot path"
-)]
 #[derive(Debug)]
 pub(crate) enum Fetched {
-    /// A sound WQE.
-    Work(SendWork),
+    /// A sound WQE; it is in the work that was handed in.
+    Work,
     /// A filler; the position behind it.
     Nop(u32),
     /// Something the device will not execute.
@@ -60,21 +56,27 @@ pub(crate) struct BadWqe {
     pub(crate) syndrome: Syndrome,
 }
 
-/// Fetches the WQE at `consumer`; `producer` is checked and lies ahead of it.
+/// Fetches the WQE at `consumer` into `work`; `producer` is checked and lies ahead of it.
+///
+/// Words of an older WQE stay behind the new one's end; nothing reads past the count, which is checked against the blocks.
 #[inline]
-pub(crate) fn fetch_send(ring: &WqeRing, consumer: u32, producer: u32) -> Fetched {
-    let mut words = [0u64; WORDS];
+pub(crate) fn fetch_send(
+    ring: &WqeRing,
+    consumer: u32,
+    producer: u32,
+    work: &mut SendWork,
+) -> Fetched {
     let first = ring.snapshot(consumer);
-    words[..8].copy_from_slice(&first);
     let head: SqWqe = zerocopy::transmute!(first);
     let posted = producer.wrapping_sub(consumer);
     let blocks = u32::from(head.blocks);
     let sound_blocks = (1..=u32::from(MAX_BLOCKS)).contains(&blocks) && blocks <= posted;
+    let end = consumer.wrapping_add(if sound_blocks { blocks } else { 1 });
     let bad = |status, syndrome| {
         Fetched::Bad(BadWqe {
             wr_id: head.wr_id,
             opcode: head.opcode,
-            end: consumer.wrapping_add(if sound_blocks { blocks } else { 1 }),
+            end,
             status,
             syndrome,
         })
@@ -85,13 +87,11 @@ pub(crate) fn fetch_send(ring: &WqeRing, consumer: u32, producer: u32) -> Fetche
     if blocks > ring.depth().until_end(consumer) {
         return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::WQE_WRAPS);
     }
-    let end = consumer.wrapping_add(blocks);
     let Some(flags) = WqeFlags::from_bits(head.flags) else {
         return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::RESERVED_NOT_ZERO);
     };
-    let opcode = Opcode(head.opcode);
     let inline = flags.contains(WqeFlags::INLINE);
-    match opcode {
+    match Opcode(head.opcode) {
         Opcode::NOP => {
             if !flags.is_empty() || head.count != 0 {
                 return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::RESERVED_NOT_ZERO);
@@ -120,15 +120,13 @@ pub(crate) fn fetch_send(ring: &WqeRing, consumer: u32, producer: u32) -> Fetche
             return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::BAD_BLOCKS);
         }
     }
-    for (block, position) in words.chunks_exact_mut(8).zip(0..blocks).skip(1) {
+    work.head = head;
+    work.end = end;
+    work.done = 0;
+    work.words[..8].copy_from_slice(&first);
+    for (block, position) in work.words.chunks_exact_mut(8).zip(0..blocks).skip(1) {
         block.copy_from_slice(&ring.snapshot(consumer.wrapping_add(position)));
     }
-    let work = SendWork {
-        words,
-        head,
-        end,
-        done: 0,
-    };
     let sum = if inline {
         u64::from(head.count)
     } else {
@@ -140,7 +138,7 @@ pub(crate) fn fetch_send(ring: &WqeRing, consumer: u32, producer: u32) -> Fetche
     if head.total > regs::MESSAGE_LIMIT {
         return bad(WcStatus::LOC_LEN_ERR, Syndrome::MESSAGE_TOO_LONG);
     }
-    Fetched::Work(work)
+    Fetched::Work
 }
 
 /// What a flush needs of the WQE at `consumer`: wr_id, opcode, and the position behind it.

@@ -12,7 +12,7 @@ use ring_proto::wqe::WqeFlags;
 use super::Device;
 use super::cq::Completed;
 use super::qp::{QpRef, RNR_FOREVER};
-use super::queue::{self, Fetched, SendWork};
+use super::queue::{self, BadWqe, Fetched, SendWork};
 use super::timer::Timer;
 use super::transfer::{Hold, Step};
 
@@ -24,6 +24,18 @@ const BYTES_PER_TURN: u32 = 256 * 1024;
 const RNR_RETRY_NS: u64 = 10_000_000;
 /// How long a send waits for a peer that is not yet connected, in place of the transport's retries.
 const CONNECT_RETRY_NS: u64 = 1_000_000_000;
+
+/// What a turn of a QP meets next.
+enum Next {
+    /// Nothing to do.
+    Nothing,
+    /// A filler.
+    Skipped,
+    /// A WQE the device will not execute.
+    Bad(BadWqe),
+    /// A WQE to execute.
+    Work,
+}
 
 impl Device {
     /// Puts a QP on the list of those with work.
@@ -75,96 +87,116 @@ impl Device {
     }
 
     fn serve_send_queue(&mut self, at: QpRef) -> u64 {
+        let Some(mut work) = self.qp_mut(at).and_then(|qp| qp.work.take()) else {
+            return 0;
+        };
         let mut bytes_left = BYTES_PER_TURN;
         let mut served = 0;
-        let mut is_held = false;
-        while served < WQES_PER_TURN && bytes_left > 0 {
-            let Some(qp) = self.qp_mut(at) else {
-                return served;
-            };
-            if qp.state != QpState::RTS {
-                return served;
-            }
-            let mut work = if qp.is_held {
-                qp.is_held = false;
-                qp.held.clone()
-            } else {
-                let Some(ring) = qp.sq.ring.filter(|_| !qp.sq.is_empty()) else {
-                    return served;
-                };
-                match queue::fetch_send(&ring, qp.sq.consumer, qp.sq.producer) {
-                    Fetched::Work(work) => {
-                        qp.sq.consumer = work.end;
-                        work
-                    }
-                    Fetched::Nop(end) => {
-                        qp.sq.consumer = end;
-                        served += 1;
-                        continue;
-                    }
-                    Fetched::Bad(bad) => {
-                        qp.sq.consumer = bad.end;
-                        let cqn = qp.send_cqn;
-                        self.complete(
-                            at.place,
-                            cqn,
-                            &Completed {
-                                wr_id: bad.wr_id,
-                                byte_len: 0,
-                                imm: 0,
-                                qpn: at.qpn,
-                                opcode: bad.opcode,
-                                src_qpn_flags: 0,
-                                wqe_counter: bad.end,
-                                status: bad.status,
-                                syndrome: bad.syndrome,
-                            },
-                        );
-                        self.qp_to_err(at);
-                        return served + 1;
-                    }
+        let mut goes_on = true;
+        while goes_on && served < WQES_PER_TURN && bytes_left > 0 {
+            match self.fetch_next(at, &mut work) {
+                Next::Nothing => goes_on = false,
+                Next::Skipped => served += 1,
+                Next::Bad(bad) => {
+                    served += 1;
+                    goes_on = false;
+                    self.refuse(at, &bad);
                 }
-            };
-            served += 1;
-            match self.execute(at, &mut work, &mut bytes_left) {
-                Step::Done => self.send_done(at, &work),
-                Step::More => {
-                    self.cancel_hold_timer(at);
-                    self.keep(at, work);
-                    is_held = true;
-                    break;
-                }
-                Step::Hold(kind) => {
-                    if !self.hold(at, work, kind) {
-                        self.qp_to_err(at);
+                Next::Work => {
+                    served += 1;
+                    match self.execute(at, &mut work, &mut bytes_left) {
+                        Step::Done => self.send_done(at, &work),
+                        Step::More => {
+                            self.cancel_hold_timer(at);
+                            self.keep(at);
+                            break;
+                        }
+                        Step::Hold(kind) => {
+                            goes_on = false;
+                            self.hold(at, &work, kind);
+                        }
+                        Step::Failed(status, syndrome) => {
+                            goes_on = false;
+                            self.send_failed(at, &work, status, syndrome);
+                        }
                     }
-                    return served;
-                }
-                Step::Failed(status, syndrome) => {
-                    self.send_failed(at, &work, status, syndrome);
-                    return served;
                 }
             }
         }
-        // The turn is over with work left, or with nothing known to be left.
-        if is_held || self.qp(at).is_some_and(|qp| !qp.sq.is_empty()) {
+        let Some(qp) = self.qp_mut(at) else {
+            return served;
+        };
+        qp.work = Some(work);
+        if goes_on {
+            // The turn is over, perhaps with work left.
             self.activate(at);
         }
         served
     }
 
-    /// Stores a WQE that goes on later.
-    fn keep(&mut self, at: QpRef, work: SendWork) {
+    /// Fetches the next WQE of a QP in RTS, or takes up the one that is held.
+    #[inline]
+    fn fetch_next(&mut self, at: QpRef, work: &mut SendWork) -> Next {
+        let Some(qp) = self.qp_mut(at) else {
+            return Next::Nothing;
+        };
+        if qp.state != QpState::RTS {
+            return Next::Nothing;
+        }
+        if qp.is_held {
+            qp.is_held = false;
+            return Next::Work;
+        }
+        let Some(ring) = qp.sq.ring.filter(|_| !qp.sq.is_empty()) else {
+            return Next::Nothing;
+        };
+        match queue::fetch_send(&ring, qp.sq.consumer, qp.sq.producer, work) {
+            Fetched::Work => {
+                qp.sq.consumer = work.end;
+                Next::Work
+            }
+            Fetched::Nop(end) => {
+                qp.sq.consumer = end;
+                Next::Skipped
+            }
+            Fetched::Bad(bad) => {
+                qp.sq.consumer = bad.end;
+                Next::Bad(bad)
+            }
+        }
+    }
+
+    /// Completes a WQE that the device will not execute.
+    fn refuse(&mut self, at: QpRef, bad: &BadWqe) {
+        let Some(cqn) = self.qp(at).map(|qp| qp.send_cqn) else {
+            return;
+        };
+        let entry = Completed {
+            wr_id: bad.wr_id,
+            byte_len: 0,
+            imm: 0,
+            qpn: at.qpn,
+            opcode: bad.opcode,
+            src_qpn_flags: 0,
+            wqe_counter: bad.end,
+            status: bad.status,
+            syndrome: bad.syndrome,
+        };
+        self.complete(at.place, cqn, &entry);
+        self.qp_to_err(at);
+    }
+
+    /// The WQE of this turn goes on later.
+    fn keep(&mut self, at: QpRef) {
         if let Some(qp) = self.qp_mut(at) {
-            qp.held = work;
             qp.is_held = true;
         }
     }
 
-    /// A WQE must wait for its peer; false when its retries are used up and it has failed.
-    fn hold(&mut self, at: QpRef, work: SendWork, kind: Hold) -> bool {
+    /// A WQE must wait for its peer, or fails because its retries are used up.
+    fn hold(&mut self, at: QpRef, work: &SendWork, kind: Hold) {
         let Some(qp) = self.qp_mut(at) else {
-            return true;
+            return;
         };
         let wait_ns = match kind {
             Hold::Receive if qp.rnr_retry == RNR_FOREVER => None,
@@ -172,26 +204,23 @@ impl Device {
             Hold::Connection => Some(CONNECT_RETRY_NS),
         };
         if wait_ns == Some(0) {
-            self.complete_send(
+            self.send_failed(
                 at,
-                &work,
+                work,
                 WcStatus::RNR_RETRY_EXC_ERR,
                 Syndrome::RNR_EXHAUSTED,
             );
-            return false;
+            return;
         }
-        let timer_needed = wait_ns.filter(|_| qp.hold_timer.is_none());
         qp.hold_kind = kind;
-        qp.held = work;
         qp.is_held = true;
-        if let Some(wait_ns) = timer_needed {
+        if let Some(wait_ns) = wait_ns.filter(|_| qp.hold_timer.is_none()) {
             let at_ns = self.clock.now_ns().saturating_add(wait_ns);
             let key = self.timers.set(at_ns, Timer::Hold(at));
             if let Some(qp) = self.qp_mut(at) {
                 qp.hold_timer = Some(key);
             }
         }
-        true
     }
 
     /// A held send has waited long enough.
@@ -203,13 +232,18 @@ impl Device {
         if !qp.is_held || qp.state != QpState::RTS {
             return;
         }
+        let Some(work) = qp.work.take() else {
+            return;
+        };
         qp.is_held = false;
-        let work = qp.held.clone();
         let (status, syndrome) = match qp.hold_kind {
             Hold::Receive => (WcStatus::RNR_RETRY_EXC_ERR, Syndrome::RNR_EXHAUSTED),
             Hold::Connection => (WcStatus::RETRY_EXC_ERR, Syndrome::PEER_GONE),
         };
         self.send_failed(at, &work, status, syndrome);
+        if let Some(qp) = self.qp_mut(at) {
+            qp.work = Some(work);
+        }
     }
 
     #[inline]

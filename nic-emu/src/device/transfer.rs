@@ -69,19 +69,17 @@ impl Device {
     /// Works on a WQE for one turn.
     #[inline]
     pub(crate) fn execute(&mut self, at: QpRef, work: &mut SendWork, bytes_left: &mut u32) -> Step {
-        let Some(own) = self.functions.at(at.place) else {
-            return Step::Failed(WcStatus::GENERAL_ERR, Syndrome::INTERNAL_ERROR);
-        };
-        let Some(qp) = own.qps.find(at.qpn) else {
-            return Step::Failed(WcStatus::GENERAL_ERR, Syndrome::INTERNAL_ERROR);
+        let Some((own, qp)) = self.end(at) else {
+            return gone();
         };
         let Some(peer) = qp.peer else {
-            return Step::Failed(WcStatus::RETRY_EXC_ERR, Syndrome::PEER_GONE);
+            return gone();
         };
         let is_read = work.opcode() == Opcode::RDMA_READ;
-        if let Err(syndrome) = check_sges(&own.regions, qp.pdn, work.sges(), is_read) {
-            return Step::Failed(WcStatus::LOC_PROT_ERR, syndrome);
-        }
+        let local = match check_sges(&own.regions, qp.pdn, work.sges(), work.total(), is_read) {
+            Ok(straight) => straight,
+            Err(syndrome) => return Step::Failed(WcStatus::LOC_PROT_ERR, syndrome),
+        };
         match self.meet(at, peer) {
             Meeting::Ready => {}
             Meeting::Orphan if is_read => {}
@@ -99,9 +97,10 @@ impl Device {
                 return Step::Failed(WcStatus::RETRY_EXC_ERR, syndrome);
             }
         }
-        let receive = if work.takes_receive() {
+        let takes_receive = work.takes_receive();
+        let receive = if takes_receive {
             match self.find_receive(at, peer, work) {
-                Ok(receive) => Some(receive),
+                Ok(straight) => straight,
                 Err(step) => return step,
             }
         } else {
@@ -109,11 +108,10 @@ impl Device {
         };
         let moved = match work.opcode() {
             Opcode::SEND | Opcode::SEND_WITH_IMM => {
-                let sges = receive.as_ref().map_or(&[][..], RecvWork::sges);
-                self.send(at, peer, work, sges, *bytes_left)
+                self.send(at, peer, work, local, receive, *bytes_left)
             }
-            Opcode::RDMA_READ => self.rdma(at, peer, work, Access::REMOTE_READ, *bytes_left),
-            _ => self.rdma(at, peer, work, Access::REMOTE_WRITE, *bytes_left),
+            Opcode::RDMA_READ => self.rdma(at, peer, work, local, Access::REMOTE_READ, *bytes_left),
+            _ => self.rdma(at, peer, work, local, Access::REMOTE_WRITE, *bytes_left),
         };
         let moved = match moved {
             Ok(moved) => moved,
@@ -129,8 +127,8 @@ impl Device {
         if work.done < work.total() {
             return Step::More;
         }
-        if let Some(receive) = receive {
-            self.receive_done(at, peer, work, &receive);
+        if takes_receive {
+            self.receive_done(at, peer, work);
         }
         Step::Done
     }
@@ -150,9 +148,9 @@ impl Device {
         }
     }
 
-    /// The receive that a message goes into, checked for it.
+    /// Fetches and checks the receive that a message goes into; it is then in `receiving` of the peer.
     #[inline]
-    fn find_receive(&mut self, at: QpRef, peer: QpRef, work: &SendWork) -> Result<RecvWork, Step> {
+    fn find_receive(&mut self, at: QpRef, peer: QpRef, work: &SendWork) -> Result<Straight, Step> {
         let Some(function) = self.functions.at_mut(peer.place) else {
             return Err(gone());
         };
@@ -160,9 +158,9 @@ impl Device {
         let Some(other) = function.qps.find_mut(peer.qpn) else {
             return Err(gone());
         };
-        let receive = match other.receive(&bar) {
-            Ok(Some(receive)) => receive,
-            Ok(None) => {
+        match other.fetch_receive(&bar) {
+            Ok(true) => {}
+            Ok(false) => {
                 other.waiter = Some(at);
                 return Err(Step::Hold(Hold::Receive));
             }
@@ -173,39 +171,34 @@ impl Device {
                     Syndrome::PEER_IN_ERROR,
                 ));
             }
+        }
+        let Some(receive) = &other.receiving else {
+            return Err(gone());
         };
-        let pdn = other.pdn;
         if receive.syndrome != Syndrome::NONE {
-            self.receive_failed(peer, &receive, WcStatus::LOC_QP_OP_ERR, receive.syndrome);
+            let syndrome = receive.syndrome;
+            self.receive_failed(peer, WcStatus::LOC_QP_OP_ERR, syndrome);
             return Err(Step::Failed(WcStatus::REM_OP_ERR, Syndrome::RECV_BAD_WQE));
         }
         if work.opcode() == Opcode::RDMA_WRITE_WITH_IMM {
             // The bytes go elsewhere; the receive only tells of them.
-            return Ok(receive);
+            return Ok(None);
         }
         if u64::from(work.total()) > receive.capacity {
-            self.receive_failed(
-                peer,
-                &receive,
-                WcStatus::LOC_LEN_ERR,
-                Syndrome::RECV_TOO_SHORT,
-            );
+            self.receive_failed(peer, WcStatus::LOC_LEN_ERR, Syndrome::RECV_TOO_SHORT);
             return Err(Step::Failed(
                 WcStatus::REM_INV_REQ_ERR,
                 Syndrome::RECV_TOO_SHORT,
             ));
         }
-        let checked = self
-            .functions
-            .at(peer.place)
-            .map_or(Err(Syndrome::PEER_GONE), |function| {
-                check_prefix(&function.regions, pdn, receive.sges(), work.total())
-            });
-        if let Err(syndrome) = checked {
-            self.receive_failed(peer, &receive, WcStatus::LOC_ACCESS_ERR, syndrome);
-            return Err(Step::Failed(WcStatus::REM_OP_ERR, Syndrome::RECV_BAD_WQE));
+        let (pdn, total) = (other.pdn, work.total());
+        match check_sges(&function.regions, pdn, receive.sges(), total, true) {
+            Ok(straight) => Ok(straight),
+            Err(syndrome) => {
+                self.receive_failed(peer, WcStatus::LOC_ACCESS_ERR, syndrome);
+                Err(Step::Failed(WcStatus::REM_OP_ERR, Syndrome::RECV_BAD_WQE))
+            }
         }
-        Ok(receive)
     }
 
     /// Moves a part of a SEND.
@@ -215,29 +208,52 @@ impl Device {
         at: QpRef,
         peer: QpRef,
         work: &SendWork,
-        receive: &[Sge],
+        local: Straight,
+        receive: Straight,
         limit: u32,
     ) -> Result<u32, (WcStatus, Syndrome)> {
+        let (total, done) = (work.total(), work.done);
+        if let (Some(from), Some(to)) = (local, receive) {
+            return Ok(move_straight(to, from, done, total, limit));
+        }
         let internal = (WcStatus::GENERAL_ERR, Syndrome::INTERNAL_ERROR);
-        let (own, qp) = self.end(at).ok_or(internal)?;
         let (other, peer_qp) = self.end(peer).ok_or(internal)?;
-        let source = match work.inline() {
-            Some(bytes) => Side::Private(bytes),
-            None => Side::List {
-                regions: &own.regions,
-                pdn: qp.pdn,
-                sges: work.sges(),
-                write: false,
-            },
-        };
         let target = Side::List {
             regions: &other.regions,
             pdn: peer_qp.pdn,
-            sges: receive,
+            sges: peer_qp.receiving.as_ref().map_or(&[], RecvWork::sges),
             write: true,
         };
-        move_bytes(&source, &target, work.done, work.total(), limit)
+        let source = self.local_side(at, work, local, false).ok_or(internal)?;
+        move_bytes(&source, &target, done, total, limit)
             .map_err(|syndrome| (WcStatus::LOC_PROT_ERR, syndrome))
+    }
+
+    /// The requester's end of a copy.
+    #[inline]
+    fn local_side<'a>(
+        &'a self,
+        at: QpRef,
+        work: &'a SendWork,
+        local: Straight,
+        write: bool,
+    ) -> Option<Side<'a>> {
+        if let Some(bytes) = work.inline() {
+            return Some(Side::Private(bytes));
+        }
+        if let Some(memory) = local {
+            return Some(Side::Flat {
+                memory,
+                len: work.total(),
+            });
+        }
+        let (own, qp) = self.end(at)?;
+        Some(Side::List {
+            regions: &own.regions,
+            pdn: qp.pdn,
+            sges: work.sges(),
+            write,
+        })
     }
 
     /// Moves a part of an RDMA WRITE or READ.
@@ -247,6 +263,7 @@ impl Device {
         at: QpRef,
         peer: QpRef,
         work: &SendWork,
+        local: Straight,
         need: Access,
         limit: u32,
     ) -> Result<u32, (WcStatus, Syndrome)> {
@@ -280,16 +297,9 @@ impl Device {
                 return Err((status, syndrome));
             }
         };
-        let (own, qp) = self.end(at).ok_or(internal)?;
-        let local = match work.inline() {
-            Some(bytes) => Side::Private(bytes),
-            None => Side::List {
-                regions: &own.regions,
-                pdn: qp.pdn,
-                sges: work.sges(),
-                write: need == Access::REMOTE_READ,
-            },
-        };
+        let local = self
+            .local_side(at, work, local, need == Access::REMOTE_READ)
+            .ok_or(internal)?;
         let (source, target) = if need == Access::REMOTE_READ {
             (&remote, &local)
         } else {
@@ -322,11 +332,13 @@ impl Device {
     }
 
     #[inline]
-    fn receive_done(&mut self, at: QpRef, peer: QpRef, work: &SendWork, receive: &RecvWork) {
+    fn receive_done(&mut self, at: QpRef, peer: QpRef, work: &SendWork) {
         let Some(other) = self.qp_mut(peer) else {
             return;
         };
-        other.receiving = None;
+        let Some(receive) = other.receiving.take() else {
+            return;
+        };
         let cqn = other.recv_cqn;
         let (opcode, has_imm) = match work.opcode() {
             Opcode::SEND => (WcOpcode::RECV, false),
@@ -354,17 +366,14 @@ impl Device {
         self.complete(peer.place, cqn, &entry);
     }
 
-    fn receive_failed(
-        &mut self,
-        peer: QpRef,
-        receive: &RecvWork,
-        status: WcStatus,
-        syndrome: Syndrome,
-    ) {
+    /// The peer's receive cannot take its message.
+    fn receive_failed(&mut self, peer: QpRef, status: WcStatus, syndrome: Syndrome) {
         let Some(other) = self.qp_mut(peer) else {
             return;
         };
-        other.receiving = None;
+        let Some(receive) = other.receiving.take() else {
+            return;
+        };
         let cqn = other.recv_cqn;
         let entry = Completed {
             wr_id: receive.wr_id(),
@@ -398,27 +407,34 @@ fn gone() -> Step {
     Step::Failed(WcStatus::RETRY_EXC_ERR, Syndrome::PEER_GONE)
 }
 
-/// Checks every SGE of a list; empty ones need no key.
-#[inline]
-fn check_sges(regions: &Regions, pdn: u32, sges: &[Sge], write: bool) -> Result<(), Syndrome> {
-    for sge in sges.iter().filter(|sge| sge.len != 0) {
-        regions.local(*sge, pdn, write)?;
-    }
-    Ok(())
-}
+/// The memory of a gather list, when that is one straight piece.
+type Straight = Option<*mut u8>;
 
-/// Checks the SGEs of a receive that a message of `total` bytes reaches.
+/// Checks the SGEs of a list that a message of `total` bytes reaches; empty ones need no key.
 #[inline]
-fn check_prefix(regions: &Regions, pdn: u32, sges: &[Sge], total: u32) -> Result<(), Syndrome> {
+fn check_sges(
+    regions: &Regions,
+    pdn: u32,
+    sges: &[Sge],
+    total: u32,
+    write: bool,
+) -> Result<Straight, Syndrome> {
+    if let [sge] = sges {
+        return if total == 0 {
+            Ok(None)
+        } else {
+            regions.local(*sge, pdn, write).map(Some)
+        };
+    }
     let mut left = u64::from(total);
     for sge in sges.iter().filter(|sge| sge.len != 0) {
         if left == 0 {
             break;
         }
-        regions.local(*sge, pdn, true)?;
+        regions.local(*sge, pdn, write)?;
         left = left.saturating_sub(u64::from(sge.len));
     }
-    Ok(())
+    Ok(None)
 }
 
 /// One end of a copy.
@@ -498,23 +514,39 @@ fn move_bytes(
     Ok(moved)
 }
 
+/// Copies bytes `[done, total)` of a message between two straight pieces, at most `limit` of them; returns how many.
+#[inline]
+fn move_straight(to: *mut u8, from: *mut u8, done: u32, total: u32, limit: u32) -> u32 {
+    let len = (total - done).min(limit);
+    let at = done as usize;
+    copy_piece(to.wrapping_add(at), from.wrapping_add(at), len as usize);
+    len
+}
+
 /// Copies one piece; pieces of one client's memory may overlap, then through a private buffer.
 #[inline]
 fn copy_piece(to: *mut u8, from: *const u8, len: usize) {
-    if to.addr().abs_diff(from.addr()) >= len {
-        // SAFETY: 1. `Regions::local` and `Regions::remote` proved both pieces inside regions whose mapping is there, writable for the
-        //         target, and nothing unmaps within a turn; a private source is a live slice of at least `len` bytes.
-        //         2. Checked above. (The same pages mapped at two places are two ranges for the program; their owner gets a mix.)
-        //         3. Window memory has no references; a private source is the device's alone.
-        unsafe { copy::copy(to, from, len) };
+    if to.addr().abs_diff(from.addr()) < len {
+        copy_overlapping(to, from, len);
         return;
     }
+    // SAFETY: 1. `Regions::local` and `Regions::remote` proved both pieces inside regions whose mapping is there, writable for the
+    //         target, and nothing unmaps within a turn; a private source is a live slice of at least `len` bytes.
+    //         2. Checked above. (The same pages mapped at two places are two ranges for the program; their owner gets a mix.)
+    //         3. Window memory has no references; a private source is the device's alone.
+    unsafe { copy::copy(to, from, len) };
+}
+
+/// Copies one piece onto an overlapping one, part by part.
+#[cold]
+#[inline(never)]
+fn copy_overlapping(to: *mut u8, from: *const u8, len: usize) {
     let mut buffer = [0u8; 4096];
     let mut done = 0;
     while done < len {
         let part = (len - done).min(buffer.len());
-        // SAFETY: 1. As above for the part [done, done + part) of the source; the buffer holds `part` bytes. 2. The buffer is on our
-        //         stack. 3. As above; the buffer is private.
+        // SAFETY: 1. As in `copy_piece` for the part [done, done + part) of the source; the buffer holds `part` bytes. 2. The buffer
+        //         is on our stack. 3. As in `copy_piece`; the buffer is private.
         unsafe { copy::copy(buffer.as_mut_ptr(), from.wrapping_add(done), part) };
         // SAFETY: as the line before, with the target in place of the source.
         unsafe { copy::copy(to.wrapping_add(done), buffer.as_ptr(), part) };
