@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nic_emu::device::{Device, DeviceError, WindowRequest};
-use nix::fcntl::SealFlag;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use ring_proto::admin::{Access, AdminOp, AdminStatus, MrReg, QueueCreate};
 use ring_proto::eqe::EventType;
 use ring_proto::regs;
@@ -57,6 +58,20 @@ fn files_that_are_no_memory_are_refused() {
         let error = device.map(client.function, request(Some(&fd))).unwrap_err();
         assert!(matches!(error, DeviceError::NotMemory), "{path}");
     }
+}
+
+#[test]
+fn huge_pages_are_refused_because_a_punched_one_may_not_come_back() {
+    let (mut device, client) = fresh();
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_HUGETLB;
+    let Ok(fd) = memfd_create(c"sanlab-raw-huge", flags) else {
+        eprintln!("skipped: this kernel has no huge page files");
+        return;
+    };
+    nix::unistd::ftruncate(&fd, 2 << 20).unwrap();
+    fcntl(&fd, FcntlArg::F_ADD_SEALS(SHRINK)).unwrap();
+    let error = device.map(client.function, request(Some(&fd))).unwrap_err();
+    assert!(matches!(error, DeviceError::NotMemory), "{error}");
 }
 
 #[test]
