@@ -16,7 +16,8 @@ const OVERVIEW: &str = "Example, in two terminals:
   sanlab run --node b -- curl http://127.77.0.1:8000/
   sanlab stat
 
-Clusters live in a run directory of your own: $SANLAB_RUN_DIR, else $XDG_RUNTIME_DIR/sanlab, else /tmp/sanlab-UID.";
+Clusters live in a run directory of your own: $SANLAB_RUN_DIR, else
+$XDG_RUNTIME_DIR/sanlab, else /tmp/sanlab-UID.";
 
 /// A system-area network on one Linux machine: emulated SAN NICs that carry unmodified socket programs.
 #[derive(Debug, Parser)]
@@ -64,7 +65,7 @@ pub(crate) struct Demo {
     #[arg(long)]
     pub(crate) json: bool,
     /// How often each program runs on each road; the figures are medians.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=20))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=20))]
     pub(crate) rounds: u32,
 }
 
@@ -103,9 +104,8 @@ pub(crate) struct Up {
 
 Programs of `sanlab run` keep running; their SAN connections end with ECONNRESET.")]
 pub(crate) struct Down {
-    /// The cluster [default: the only one that runs].
-    #[arg(value_name = "CLUSTER")]
-    pub(crate) name: Option<String>,
+    #[command(flatten)]
+    pub(crate) choice: Choice,
 }
 
 #[derive(Debug, Args)]
@@ -123,9 +123,10 @@ pub(crate) struct Ls {
   sanlab run --node a -- redis-server --port 6379
   sanlab run --cluster lab2 --node b -- redis-cli -h 127.77.0.1 ping
 
-The program replaces `sanlab`: process id, signals, terminal and exit status are its own. Exit codes of `sanlab run` itself: 125 when
-it fails, 126 when the program cannot be executed, 127 when it is not found. The program finds SANLAB_CLUSTER, SANLAB_NODE and
-SANLAB_ADDR in its environment.")]
+The program replaces `sanlab`: process id, signals, terminal and exit
+status are its own. Exit codes of `sanlab run` itself: 125 when it fails,
+126 when the program cannot be executed, 127 when it is not found. The
+program finds SANLAB_CLUSTER, SANLAB_NODE and SANLAB_ADDR in its environment.")]
 pub(crate) struct Run {
     /// The cluster [default: the only one that runs].
     #[arg(long, value_name = "CLUSTER")]
@@ -149,12 +150,8 @@ pub(crate) struct Run {
   sanlab stat lab2 --json | jq '.connections[] | {program, road, reason}'
   sanlab stat --watch")]
 pub(crate) struct Stat {
-    /// The cluster [default: the only one that runs].
-    #[arg(value_name = "CLUSTER")]
-    pub(crate) name: Option<String>,
-    /// The cluster, as an option.
-    #[arg(long, value_name = "CLUSTER", conflicts_with = "name")]
-    pub(crate) cluster: Option<String>,
+    #[command(flatten)]
+    pub(crate) choice: Choice,
     /// Print one JSON object instead of tables.
     #[arg(long)]
     pub(crate) json: bool,
@@ -173,6 +170,24 @@ pub(crate) struct Doctor {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Which cluster, as a word or as an option.
+#[derive(Debug, Args)]
+pub(crate) struct Choice {
+    /// The cluster [default: the only one that runs].
+    #[arg(value_name = "CLUSTER")]
+    name: Option<String>,
+    /// The cluster, as an option.
+    #[arg(long, value_name = "CLUSTER", conflicts_with = "name")]
+    cluster: Option<String>,
+}
+
+impl Choice {
+    /// The name, if one was given.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.name.as_deref().or(self.cluster.as_deref())
+    }
 }
 
 /// Arguments of the emulator process.

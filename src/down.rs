@@ -20,7 +20,7 @@ const NOTICE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Ends a cluster.
 pub(crate) fn down(arguments: &cli::Down) -> Result<(), Failure> {
-    let cluster = cluster::select(arguments.name.as_deref())?;
+    let cluster = cluster::select(arguments.choice.name())?;
     let record = cluster.record.as_ref().ok_or_else(|| {
         Failure::new(
             FAILED,

@@ -334,6 +334,8 @@ fn prepare(arguments: &cli::Emulator) -> anyhow::Result<(ClusterPlan, Claim)> {
     signals::end_with_parent(arguments.parent)?;
     if arguments.detached {
         nix::unistd::setsid().context("cannot leave the session of the terminal")?;
+        // Nobody shall find a directory in use because a cluster was started there.
+        std::env::set_current_dir("/").context("cannot leave the working directory")?;
     }
     let path = paths::plan_file(&arguments.directory);
     let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;

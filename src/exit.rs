@@ -8,6 +8,8 @@ use std::fmt;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
+
 /// The command did not do what it was asked.
 pub(crate) const FAILED: u8 = 1;
 /// Wrong arguments or configuration; nothing was started.
@@ -85,9 +87,13 @@ pub(crate) fn diagnostic(text: fmt::Arguments<'_>) {
 
 /// Prints what clap has to say: help and version are answers, everything else is a usage error.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
-    // The reader of the help text may have gone away.
+    // The reader of the text may have gone away.
     let _ = error.print();
     if !error.use_stderr() {
+        if error.kind() == ErrorKind::DisplayHelp {
+            // Help that ends with an example ends without a line end.
+            let _ = writeln!(std::io::stdout());
+        }
         return ExitCode::SUCCESS;
     }
     // A program under `sanlab run` may itself end with 2, so the launcher's own errors have a code apart.

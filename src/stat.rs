@@ -20,8 +20,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Shows the counters, connections and fall-backs of a cluster.
 pub(crate) fn stat(arguments: &cli::Stat) -> Result<(), Failure> {
-    let name = arguments.name.as_deref().or(arguments.cluster.as_deref());
-    let cluster = cluster::select(name)?;
+    let cluster = cluster::select(arguments.choice.name())?;
     if arguments.watch {
         return watch(&cluster);
     }

@@ -60,3 +60,29 @@ pub(crate) fn bytes(seed: u64, len: usize) -> Vec<u8> {
     bytes.truncate(len);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_matches_itself_wherever_it_is_cut() {
+        let pattern = Pattern::new(7);
+        let start = PERIOD as u64 - 3;
+        let mut received = pattern.piece(start, 100).to_vec();
+        assert_eq!(received.len(), 3);
+        received.extend_from_slice(pattern.piece(start + 3, 97));
+        assert_eq!(pattern.compare(start, &received), Ok(()));
+        assert_eq!(pattern.compare(start + 3, &received[3..]), Ok(()));
+    }
+
+    #[test]
+    fn a_piece_at_another_place_and_a_changed_byte_are_found() {
+        let pattern = Pattern::new(7);
+        let mut received = pattern.piece(0, 1000).to_vec();
+        assert!(pattern.compare(65_536, &received).is_err());
+        assert!(Pattern::new(8).compare(0, &received).is_err());
+        received[999] ^= 1;
+        assert_eq!(pattern.compare(0, &received), Err(999));
+    }
+}
