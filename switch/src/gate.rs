@@ -49,7 +49,7 @@ impl Gate {
             // Relaxed: the exchange below decides.
             let word = self.word.load(Ordering::Relaxed);
             if word & CLOSED == 0 {
-                // EDGE gate-enter (acquire): with gate-open, the state that the forking thread left.
+                // EDGE gate-open (acquire): the state that the forking thread left.
                 let entered = self.word.compare_exchange_weak(
                     word,
                     word + 1,
@@ -82,7 +82,7 @@ impl Gate {
 
     /// Opens the gate again, in the parent or in the child.
     pub fn open(&self) {
-        // EDGE gate-open (release): what was done while it was closed. Acquired where a thread enters (gate-enter).
+        // EDGE gate-open (release): what was done while it was closed. Acquired in `enter`.
         self.word.store(0, Ordering::Release);
     }
 }

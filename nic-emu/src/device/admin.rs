@@ -172,7 +172,7 @@ impl Device {
             result,
             publish: u64::from(position) | u64::from(depth.phase(admin.completed)) << 56,
         };
-        // EDGE admin-publish (release): in `ring_proto::shared::Ring::publish`.
+        // EDGE cqe-publish (release): in `ring_proto::ring::publish`.
         admin
             .completions
             .publish(admin.completed, &zerocopy::transmute!(completion));

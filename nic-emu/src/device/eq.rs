@@ -2,7 +2,7 @@
 //!
 //! Place: connection manager, QPs and CQs report here; whoever holds the queue's poll token in the client reads it.
 //! Invariants: no event is lost or overwritten: while the ring is full, or before there is one, events wait in the device; a client
-//! that lets [`WAITING_LIMIT`] of them pile up loses its function. Order is kept. Edges: eqe-publish (in `ring_proto::shared`).
+//! that lets [`WAITING_LIMIT`] of them pile up loses its function. Order is kept. Edges: cqe-publish (in `ring_proto::ring`).
 //! Source: verbs asynchronous events; layout docs/device.md. Hot: nothing; events are rare beside WQEs.
 
 use std::collections::VecDeque;

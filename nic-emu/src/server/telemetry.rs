@@ -139,6 +139,7 @@ impl Telemetry {
         let mut entries = vec![Entry::default(); used];
         let wanted = entries.as_mut_bytes();
         let offset = i64::try_from(size_of::<Header>()).expect("the header is small");
+        // EDGE telemetry-entry (acquire): as far as a copy by the kernel goes; a torn entry is a wrong line in a table, no more.
         if pread(&self.file, wanted, offset) != Ok(wanted.len()) {
             entries.clear();
         }

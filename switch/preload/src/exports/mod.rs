@@ -1,5 +1,6 @@
 //! The exported functions: thin redirects, by family.
 //!
+//! Place: the dynamic linker binds the program's calls to these; they call `calls` or the real functions of `real`.
 //! Invariants: each calls its real function with nothing alive that has a destructor; what else is to do is in `calls`.
 
 mod data;

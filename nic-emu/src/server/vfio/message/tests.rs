@@ -1,3 +1,5 @@
+//! Messages of clients, sound and broken in every field.
+
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
