@@ -244,3 +244,53 @@ fn a_subnet_in_which_a_program_of_an_ended_cluster_listens_is_left_alone() {
     let second = lab.up_with(&["--name", "second"]);
     assert_ne!(second.address("a"), address);
 }
+
+#[test]
+fn of_many_starts_with_one_name_exactly_one_succeeds() {
+    let lab = Lab::new("of_many_starts_with_one_name_exactly_one_succeeds");
+    let starts: Vec<_> = (0..6)
+        .map(|number| lab.spawn(&format!("start{number}"), lab.sanlab(["up", "--detach"])))
+        .collect();
+    let mut ready = 0;
+    for mut start in starts {
+        if start.wait().success() {
+            ready += 1;
+        } else {
+            assert!(
+                start.stderr().contains("`default` runs already"),
+                "{}",
+                start.stderr()
+            );
+        }
+    }
+    assert_eq!(ready, 1);
+    assert_eq!(kernel::emulators_below(lab.directory()).len(), 1);
+    lab.succeed(&["down"]);
+    assert_eq!(lab.leftovers(), [""; 0]);
+}
+
+#[test]
+fn starts_at_once_with_names_of_their_own_all_succeed() {
+    let lab = Lab::new("starts_at_once_with_names_of_their_own_all_succeed");
+    let names: Vec<String> = (0..6).map(|number| format!("c{number}")).collect();
+    let starts: Vec<_> = names
+        .iter()
+        .map(|name| lab.spawn(name, lab.sanlab(["up", "--detach", "--name", name])))
+        .collect();
+    for start in starts {
+        start.succeed();
+    }
+    let list = lab.json(&["ls", "--json"]);
+    let rows = list["clusters"].as_array().unwrap();
+    let mut addresses: Vec<&str> = rows
+        .iter()
+        .map(|row| row["nodes"][0]["addresses"][0].as_str().unwrap())
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    assert_eq!(addresses.len(), names.len());
+    for name in &names {
+        lab.succeed(&["down", name]);
+    }
+    assert_eq!(lab.leftovers(), [""; 0]);
+}
