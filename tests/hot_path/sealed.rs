@@ -58,9 +58,15 @@ fn seal() {
         len: 4,
         filter: program.as_mut_ptr(),
     };
-    // SAFETY: plain numbers.
-    let done = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-    assert_eq!(done, 0, "PR_SET_NO_NEW_PRIVS");
+    for (what, value) in [
+        (libc::PR_SET_NO_NEW_PRIVS, 1),
+        // The run that breaks the seal leaves no core file behind.
+        (libc::PR_SET_DUMPABLE, 0),
+    ] {
+        // SAFETY: plain numbers.
+        let done = unsafe { libc::prctl(what, value, 0, 0, 0) };
+        assert_eq!(done, 0, "prctl {what}");
+    }
     // SAFETY: the kernel copies the filter, which lives until the call returns.
     let done = unsafe {
         libc::prctl(
