@@ -21,6 +21,7 @@ pub mod outcome;
 pub mod place;
 pub mod process;
 pub mod provider_table;
+pub mod readiness;
 pub mod ready_queue;
 pub mod service;
 pub mod session;
@@ -34,6 +35,7 @@ pub mod tcp_provider;
 pub mod telemetry;
 pub mod token;
 pub mod upcalls;
+pub mod waiters;
 
 pub use config::NodeConfig;
 pub use outcome::{Errno, Outcome, WaitPlan};

@@ -1,20 +1,25 @@
 //! This process before the emulator: the inherited channel, the process socket, and what a fork does to them.
 //!
 //! Place: the preload library introduces the process when it makes its first IP socket, and calls the fork steps from its
-//! `pthread_atfork` handlers; the opener of the provider sends its messages through [`Process::send`].
-//! Invariants: nothing here waits for the emulator; a process without a channel, or with a dead one, works on without it. The
-//! process socket's end in this process is held by this process alone: a child gets one of its own before it exists, so that the
-//! emulator sees each of them end.
+//! `pthread_atfork` handlers; the provider opens functions and names its holdings through [`Opener`].
+//! Invariants: nothing here waits for the emulator's control thread but the opening of a function; a process without a channel, or
+//! with a dead one, works on without it. The process socket's end in this process is held by this process alone: a child gets one
+//! of its own before it exists, so that the emulator sees each of them end.
 //! Source: `ring_proto::channel`. Leaves out: the functions themselves (driver), and the service thread.
+#![expect(unsafe_code, reason = "takes over descriptors that it keeps by number")]
 
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
+use driver::opener::{Holding, Opener};
+use driver::sys::{Errno as SysErrno, Fd};
+use driver::vfio::client::Client;
+use ring_proto::attach::{AttachError, Attachment};
 use ring_proto::channel::{self, Message};
 use ring_proto::sync::{AtomicI32, AtomicU32, Ordering};
 use zerocopy::IntoBytes;
 
 use crate::sys::{self, SysResult};
-use crate::table::{INTERNAL_LIMIT, Table};
 use crate::telemetry::Telemetry;
 
 const NOT_INTRODUCED: u32 = 0;
@@ -23,16 +28,17 @@ const INTRODUCED: u32 = 2;
 
 /// Descriptor numbers kept for the library below the limit.
 const RESERVE: u64 = 512;
+/// The library's descriptors lie below this number: it keeps them apart from those of programs that raise their limit.
+pub const INTERNAL_LIMIT: u64 = 4096;
 
 /// The process as the emulator knows it.
 #[derive(Debug)]
 pub struct Process {
-    table: &'static Table,
     channel: AtomicI32,
+    /// Numbers of descriptors that this value owns; -1 for none.
     socket: AtomicI32,
-    state: AtomicU32,
-    /// The end of a child about to be forked.
     child: AtomicI32,
+    state: AtomicU32,
     /// Process id, so that a `vfork` child can be told apart.
     pid: AtomicI32,
     /// What the emulator reads of this process.
@@ -42,17 +48,18 @@ pub struct Process {
 impl Process {
     /// A process that has told nobody of itself; `channel` is the inherited descriptor.
     #[must_use]
-    pub fn new(table: &'static Table, channel: Option<RawFd>) -> Self {
+    pub fn new(channel: Option<RawFd>) -> Self {
         let channel = channel.filter(|&fd| is_channel(fd));
         if let Some(fd) = channel {
-            table.hide(fd);
+            // SAFETY: the launcher left the descriptor to the library; it is never closed, but known as the library's from now on.
+            core::mem::forget(unsafe { Fd::from_raw(fd) });
         }
+        driver::sys::set_fd_floor(lowest_internal());
         Self {
-            table,
             channel: AtomicI32::new(channel.unwrap_or(-1)),
             socket: AtomicI32::new(-1),
-            state: AtomicU32::new(NOT_INTRODUCED),
             child: AtomicI32::new(-1),
+            state: AtomicU32::new(NOT_INTRODUCED),
             pid: AtomicI32::new(sys::getpid()),
             telemetry: Telemetry::new(),
         }
@@ -61,6 +68,7 @@ impl Process {
     /// Whether there is an emulator to talk to.
     #[must_use]
     pub fn has_channel(&self) -> bool {
+        // Relaxed, here and below: numbers that change only while one thread runs, or under the claim of `introduce`.
         self.channel.load(Ordering::Relaxed) >= 0
     }
 
@@ -74,7 +82,6 @@ impl Process {
     /// Introduces this process, once. Cheap to call again.
     #[inline]
     pub fn introduce(&self) {
-        // Relaxed: the slow path decides.
         if self.state.load(Ordering::Relaxed) != INTRODUCED {
             self.introduce_now();
         }
@@ -96,29 +103,16 @@ impl Process {
         if self.socket.load(Ordering::Relaxed) >= 0 {
             self.open_telemetry().ok();
         }
-        // Release: pairs with the claim of a later thread, which needs nothing, and with `send`.
+        // Release: the socket; pairs with `send`.
         self.state.store(INTRODUCED, Ordering::Release);
     }
 
     fn connect(&self, channel: RawFd) -> SysResult<()> {
-        let [mine, theirs] = self.pair()?;
+        let (mine, theirs) = driver::sys::socket_pair(true).map_err(SysErrno::raw_os_error)?;
         let message = Message::new(channel::PROCESS, 0, 0, 0);
-        let sent = sys::send_with_fd(channel, message.as_bytes(), Some(theirs));
-        // The emulator has its own descriptor now.
-        sys::close(theirs).ok();
-        if let Err(errno) = sent {
-            self.close_internal(mine);
-            return Err(errno);
-        }
-        self.socket.store(mine, Ordering::Release);
+        sys::send_with_fd(channel, message.as_bytes(), Some(theirs.raw()))?;
+        self.socket.store(keep(mine), Ordering::Release);
         Ok(())
-    }
-
-    /// A socket pair whose first end is internal.
-    fn pair(&self) -> SysResult<[RawFd; 2]> {
-        let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-        let [mine, theirs] = sys::socketpair(libc::AF_UNIX, kind)?;
-        Ok([self.adopt(mine), theirs])
     }
 
     fn open_telemetry(&self) -> SysResult<()> {
@@ -141,81 +135,111 @@ impl Process {
         sys::send_with_fd(socket, message.as_bytes(), fd)
     }
 
-    /// Before a fork: introduces the child.
+    /// Before a fork, after the providers have made their preparations: introduces the child, if that has not been done.
     pub fn before_fork(&self) {
-        if self.socket.load(Ordering::Acquire) < 0 {
-            return;
-        }
-        let Ok([child, theirs]) = self.pair() else {
-            return;
-        };
-        let sent = self.send(&Message::new(channel::PROCESS, 0, 0, 0), Some(theirs));
-        sys::close(theirs).ok();
-        if sent.is_ok() {
-            self.child.store(child, Ordering::Relaxed);
-        } else {
-            self.close_internal(child);
+        if self.child.load(Ordering::Relaxed) < 0 && self.socket.load(Ordering::Acquire) >= 0 {
+            // A child that cannot be introduced now introduces itself over the channel.
+            self.introduce_child(&[]).ok();
         }
     }
 
-    /// The descriptor of the child's process socket between [`Self::before_fork`] and the fork: messages about the child.
-    ///
-    /// # Errors
-    /// As [`Self::send`].
-    pub fn send_for_child(&self, message: &Message, fd: Option<RawFd>) -> SysResult<()> {
-        let socket = self.child.load(Ordering::Relaxed);
-        if socket < 0 {
-            return Err(libc::ENOTCONN);
+    fn introduce_child(&self, holdings: &[Holding]) -> SysResult<()> {
+        let (child, theirs) = driver::sys::socket_pair(true).map_err(SysErrno::raw_os_error)?;
+        for holding in holdings {
+            sys::send_with_fd(child.raw(), holder(holding).as_bytes(), None)?;
         }
-        sys::send_with_fd(socket, message.as_bytes(), fd)
+        self.send(&Message::new(channel::PROCESS, 0, 0, 0), Some(theirs.raw()))?;
+        give_up(self.child.swap(keep(child), Ordering::Relaxed));
+        Ok(())
     }
 
     /// After a fork, in the parent. If the fork failed, the child's socket hangs up here.
     pub fn after_fork_in_parent(&self) {
-        let child = self.child.swap(-1, Ordering::Relaxed);
-        if child >= 0 {
-            self.close_internal(child);
-        }
+        give_up(self.child.swap(-1, Ordering::Relaxed));
     }
 
-    /// After a fork, in the child: lets go of the parent's socket, or the parent's death would never be seen.
+    /// After a fork, in the child: lets go of the parent's socket, or the parent's death would never be seen. Once per fork, and
+    /// before any provider's own step.
     pub fn after_fork_in_child(&self) {
         self.pid.store(sys::getpid(), Ordering::Relaxed);
         let child = self.child.swap(-1, Ordering::Relaxed);
-        let parents = self.socket.swap(child, Ordering::Relaxed);
-        if parents >= 0 {
-            self.close_internal(parents);
-        }
+        give_up(self.socket.swap(child, Ordering::Relaxed));
         self.telemetry.forked();
         // Another thread of the parent may have been at it; without a socket of its own the child introduces itself.
         self.state.store(NOT_INTRODUCED, Ordering::Relaxed);
     }
+}
 
-    /// Moves a descriptor of the library up, out of the program's way, and hides it. On failure the number stays.
-    #[must_use]
-    pub fn adopt(&self, fd: RawFd) -> RawFd {
-        let high = sys::fcntl(fd, libc::F_DUPFD_CLOEXEC, lowest_internal());
-        let fd = match high {
-            Ok(high) if usize::try_from(high).is_ok_and(|h| h < INTERNAL_LIMIT) => {
-                // The duplicate keeps the object.
-                sys::close(fd).ok();
-                high
-            }
-            Ok(high) => {
-                sys::close(high).ok();
-                fd
-            }
-            Err(_) => fd,
-        };
-        self.table.hide(fd);
-        fd
+impl Drop for Process {
+    fn drop(&mut self) {
+        give_up(self.socket.swap(-1, Ordering::Relaxed));
+        give_up(self.child.swap(-1, Ordering::Relaxed));
+    }
+}
+
+/// The provider's way to functions: as this process.
+#[derive(Clone, Debug)]
+pub struct ProcessOpener(pub Arc<Process>);
+
+impl Opener for ProcessOpener {
+    fn open(&self) -> Result<Arc<dyn Attachment>, AttachError> {
+        self.0.introduce();
+        let (ours, theirs) =
+            driver::sys::socket_pair(false).map_err(|e| system("socketpair")(e.raw_os_error()))?;
+        let message = Message::new(channel::OPEN_FUNCTION, 0, 0, 0);
+        self.0
+            .send(&message, Some(theirs.raw()))
+            .map_err(failed_to_send)?;
+        drop(theirs);
+        Ok(Arc::new(Client::attach(ours)?))
     }
 
-    /// Closes a descriptor of the library.
-    pub fn close_internal(&self, fd: RawFd) {
-        self.table.unhide(fd);
-        // Nothing of the library's descriptors is written back at close.
-        sys::close(fd).ok();
+    fn hold(&self, holding: Holding) -> Result<(), AttachError> {
+        self.0.send(&holder(&holding), None).map_err(failed_to_send)
+    }
+
+    fn before_fork(&self, holdings: &[Holding]) -> Result<(), AttachError> {
+        self.0.introduce_child(holdings).map_err(failed_to_send)
+    }
+
+    /// The process does it once for all its providers, see [`Process::after_fork_in_parent`].
+    fn after_fork_in_parent(&self) {}
+
+    /// The process does it once for all its providers, see [`Process::after_fork_in_child`].
+    fn after_fork_in_child(&self) {}
+}
+
+fn system(what: &'static str) -> impl FnOnce(i32) -> AttachError {
+    move |errno| AttachError::System { what, errno }
+}
+
+fn failed_to_send(errno: i32) -> AttachError {
+    let what = "a message over the process socket";
+    match errno {
+        libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN | libc::ECONNREFUSED => {
+            AttachError::Disconnected { what }
+        }
+        errno => AttachError::System { what, errno },
+    }
+}
+
+fn holder(holding: &Holding) -> Message {
+    let (function, slot) = (holding.function.0, holding.slot.0);
+    Message::new(channel::HOLDER, function, slot, holding.generation)
+}
+
+/// Keeps a descriptor open by its number; it stays known as the library's.
+fn keep(fd: Fd) -> RawFd {
+    let number = fd.raw();
+    core::mem::forget(fd);
+    number
+}
+
+/// Closes what [`keep`] kept.
+fn give_up(number: RawFd) {
+    if number >= 0 {
+        // SAFETY: the number was kept by `keep`, and its owner swapped it out.
+        drop(unsafe { Fd::from_raw(number) });
     }
 }
 
@@ -226,10 +250,10 @@ fn is_channel(fd: RawFd) -> bool {
 
 /// Where the library's descriptors begin: a reserve below the soft limit, and never above [`INTERNAL_LIMIT`], so that a program
 /// that raises its limit later finds them where they were.
-fn lowest_internal() -> usize {
-    let soft = sys::descriptor_limit().min(INTERNAL_LIMIT as u64);
+fn lowest_internal() -> RawFd {
+    let soft = sys::descriptor_limit().min(INTERNAL_LIMIT);
     let reserve = RESERVE.min(soft / 2);
-    usize::try_from(soft - reserve).unwrap_or(0)
+    RawFd::try_from(soft - reserve).unwrap_or(0)
 }
 
 /// Name of the program, as `comm` shows it.
@@ -246,7 +270,6 @@ mod tests {
     use zerocopy::FromBytes;
 
     use super::*;
-    use crate::table::Kind;
 
     fn receive(socket: RawFd) -> Option<(Message, Option<RawFd>)> {
         let mut bytes = [0_u8; 32];
@@ -262,11 +285,10 @@ mod tests {
 
     #[test]
     fn a_process_introduces_itself_once_with_telemetry() {
-        static TABLE: Table = Table::new();
         let [emulator, inherited] = channel();
-        let process = Process::new(&TABLE, Some(inherited));
+        let process = Process::new(Some(inherited));
         assert!(process.has_channel());
-        assert_eq!(TABLE.kind(inherited), Kind::Internal);
+        assert!(driver::sys::is_internal(inherited));
         process.introduce();
         process.introduce();
         let (message, socket) = receive(emulator).unwrap();
@@ -283,19 +305,23 @@ mod tests {
 
     #[test]
     fn a_child_gets_a_socket_before_it_exists() {
-        static TABLE: Table = Table::new();
         let [emulator, inherited] = channel();
-        let process = Process::new(&TABLE, Some(inherited));
+        let process = Process::new(Some(inherited));
         process.introduce();
         let parent = receive(emulator).unwrap().1.unwrap();
         assert!(receive(parent).is_some());
+        let holding = Holding {
+            function: ring_proto::ids::FunctionId(1),
+            slot: ring_proto::ids::HolderSlot(2),
+            generation: 3,
+        };
+        let process = Arc::new(process);
+        let opener = ProcessOpener(Arc::clone(&process));
+        opener.before_fork(&[holding]).unwrap();
         process.before_fork();
         let (message, child) = receive(parent).unwrap();
         assert_eq!(message.kind, channel::PROCESS);
         let child = child.unwrap();
-        process
-            .send_for_child(&Message::new(channel::HOLDER, 1, 2, 3), None)
-            .unwrap();
         let (message, _) = receive(child).unwrap();
         assert_eq!((message.a, message.b, message.c), (1, 2, 3));
         // This process plays the child: the parent's socket hangs up, the child's speaks.
@@ -308,9 +334,8 @@ mod tests {
 
     #[test]
     fn without_a_channel_nothing_happens() {
-        static TABLE: Table = Table::new();
         for fd in [None, Some(-1), Some(1_000_000), Some(0)] {
-            let process = Process::new(&TABLE, fd);
+            let process = Process::new(fd);
             assert!(!process.has_channel());
             process.introduce();
             process.before_fork();
@@ -322,10 +347,9 @@ mod tests {
 
     #[test]
     fn a_dead_emulator_is_no_emulator() {
-        static TABLE: Table = Table::new();
         let [emulator, inherited] = channel();
         sys::close(emulator).unwrap();
-        let process = Process::new(&TABLE, Some(inherited));
+        let process = Process::new(Some(inherited));
         process.introduce();
         let message = Message::new(channel::HOLDER, 0, 0, 0);
         assert_eq!(process.send(&message, None), Err(libc::ENOTCONN));
@@ -333,15 +357,14 @@ mod tests {
 
     #[test]
     fn internal_descriptors_lie_high() {
-        static TABLE: Table = Table::new();
-        let process = Process::new(&TABLE, None);
-        let [a, b] = channel();
-        let high = process.adopt(a);
-        assert!(usize::try_from(high).unwrap() >= lowest_internal());
-        assert_eq!(TABLE.kind(high), Kind::Internal);
-        assert_eq!(sys::fcntl(a, libc::F_GETFD, 0), Err(libc::EBADF));
-        process.close_internal(high);
-        assert_eq!(TABLE.kind(high), Kind::None);
-        sys::close(b).unwrap();
+        let [emulator, inherited] = channel();
+        let process = Process::new(Some(inherited));
+        process.introduce();
+        let socket = process.socket.load(Ordering::Relaxed);
+        assert!(socket >= lowest_internal());
+        assert!(driver::sys::is_internal(socket));
+        drop(process);
+        assert!(!driver::sys::is_internal(socket));
+        sys::close(emulator).unwrap();
     }
 }

@@ -344,6 +344,70 @@ pub fn getpid() -> i32 {
     unsafe { syscall(libc::SYS_getpid, [0; 6]) }.map_or(0, to_int)
 }
 
+/// Number of the calling thread.
+#[must_use]
+pub fn gettid() -> i32 {
+    // SAFETY: takes no argument and cannot fail.
+    unsafe { syscall(libc::SYS_gettid, [0; 6]) }.map_or(0, to_int)
+}
+
+/// Whether a thread of this process lives.
+#[must_use]
+pub fn thread_exists(thread: i32) -> bool {
+    let args = [int(getpid()), int(thread), 0, 0, 0, 0];
+    // SAFETY: takes no pointer; signal 0 is sent to nobody.
+    let result = unsafe { syscall(libc::SYS_tgkill, args) };
+    result != Err(libc::ESRCH)
+}
+
+/// Sends a signal to the calling thread.
+pub fn raise(signal: i32) {
+    let args = [int(getpid()), int(gettid()), int(signal), 0, 0, 0];
+    // SAFETY: takes no pointer. It can fail for a bad number only.
+    unsafe { syscall(libc::SYS_tgkill, args) }.ok();
+}
+
+/// Gives the processor away.
+pub fn yield_now() {
+    // SAFETY: takes no argument and cannot fail.
+    unsafe { syscall(libc::SYS_sched_yield, [0; 6]) }.ok();
+}
+
+/// `epoll_ctl`.
+///
+/// # Errors
+/// The kernel's.
+pub fn epoll_control(
+    set: RawFd,
+    operation: i32,
+    fd: RawFd,
+    events: u32,
+    data: u64,
+) -> SysResult<()> {
+    let mut event = libc::epoll_event { events, u64: data };
+    let args = [
+        int(set),
+        int(operation),
+        int(fd),
+        (&raw mut event).expose_provenance(),
+        0,
+        0,
+    ];
+    // SAFETY: the fourth argument points at an event.
+    unsafe { syscall(libc::SYS_epoll_ctl, args) }.map(drop)
+}
+
+/// `epoll_wait` without waiting; returns the events written.
+///
+/// # Errors
+/// The kernel's: `EFAULT` for room that is none.
+pub fn epoll_look(set: RawFd, events: *mut libc::epoll_event, room: usize) -> SysResult<usize> {
+    let room = room.min(i32::MAX as usize);
+    let args = [int(set), events.expose_provenance(), room, 0, 0, 8];
+    // SAFETY: the kernel checks the room; it is the program's own for the call of the same name.
+    unsafe { syscall(libc::SYS_epoll_pwait, args) }
+}
+
 /// `eventfd2`.
 ///
 /// # Errors
@@ -408,6 +472,36 @@ pub fn memfd(name: &core::ffi::CStr) -> SysResult<RawFd> {
 pub fn truncate(fd: RawFd, len: usize) -> SysResult<()> {
     // SAFETY: takes no pointer.
     unsafe { syscall(libc::SYS_ftruncate, [int(fd), len, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// `lseek`.
+///
+/// # Errors
+/// The kernel's.
+pub fn seek(fd: RawFd, offset: i64, from: i32) -> SysResult<i64> {
+    #[expect(clippy::cast_possible_truncation, reason = "64-bit architectures")]
+    let args = [int(fd), offset.cast_unsigned() as usize, int(from), 0, 0, 0];
+    // SAFETY: takes no pointer.
+    unsafe { syscall(libc::SYS_lseek, args) }.map(|at| at.cast_signed() as i64)
+}
+
+/// `pread`.
+///
+/// # Errors
+/// The kernel's.
+pub fn read_at(fd: RawFd, bytes: &mut [u8], offset: i64) -> SysResult<usize> {
+    let room = bytes.as_mut_ptr().expose_provenance();
+    #[expect(clippy::cast_possible_truncation, reason = "64-bit architectures")]
+    let args = [
+        int(fd),
+        room,
+        bytes.len(),
+        offset.cast_unsigned() as usize,
+        0,
+        0,
+    ];
+    // SAFETY: pointer and length describe `bytes`.
+    unsafe { syscall(libc::SYS_pread64, args) }
 }
 
 /// Maps `len` bytes of a descriptor, shared and writable.

@@ -8,9 +8,10 @@
 //! Hot: `peek`, `kind`. Edges: table-entry, table-slot. Source: ours. Leaves out: numbers past [`FDS`], which are never tracked.
 //!
 //! ```text
-//! entries[fd]: kind 8 | generation 24 | slot 32      one per number          (dup: several entries name one slot)
+//! entries[fd]: flags and kind 8 | generation 24 | slot 32      one per number          (dup: several entries name one slot)
 //! slots[n]:    generation 32 | references 32, ...    one per open file description of this process
 //! ```
+//! What a slot owns on the heap is freed by the next `reap`, not by `close`, because `close` may be called in a signal handler.
 #![expect(
     unsafe_code,
     reason = "slots live in memory that is mapped in chunks and never unmapped"
@@ -20,9 +21,12 @@ use core::mem::size_of;
 use core::ops::Deref;
 use core::ptr::NonNull;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use ring_proto::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
+use crate::readiness::epoll::EpollSet;
+use crate::socket::SwitchSocket;
 use crate::sys;
 use crate::tcp::Endpoint;
 
@@ -41,12 +45,15 @@ pub enum Kind {
     None,
     /// An IP socket with a [`Slot`].
     Socket,
-    /// The library's own: the program must not see it.
-    Internal,
+    /// An epoll set with a [`Slot`].
+    Set,
 }
 
 const SOCKET: u64 = 1 << 56;
-const INTERNAL: u64 = 2 << 56;
+const SET: u64 = 2 << 56;
+const KIND: u64 = 3 << 56;
+/// The program did not ask for close-on-exec, although the kernel's descriptor has it.
+const KEEP: u64 = 1 << 63;
 
 /// State of one open file description.
 #[derive(Debug)]
@@ -62,6 +69,29 @@ pub struct Slot {
     pub endpoint: Endpoint,
     /// Telemetry entry of the connection, see `telemetry`.
     pub record: AtomicU64,
+    /// 1: data and readiness of this socket are not the kernel's alone, ask the switch.
+    pub san: AtomicU32,
+    /// Epoll sets that know this socket.
+    pub sets: AtomicU32,
+    /// A boxed `Arc`, or null.
+    socket: AtomicPtr<Arc<SwitchSocket>>,
+    /// A boxed `Arc`, or null.
+    set: AtomicPtr<Arc<EpollSet>>,
+}
+
+impl Slot {
+    /// Whether data and readiness of this socket are not the kernel's alone.
+    #[inline]
+    #[must_use]
+    pub fn is_san(&self) -> bool {
+        // Relaxed: what is found behind it has its own ordering.
+        self.san.load(Ordering::Relaxed) != 0
+    }
+
+    /// Stores whether the switch must be asked.
+    pub fn set_san(&self, is_san: bool) {
+        self.san.store(u32::from(is_san), Ordering::Relaxed);
+    }
 }
 
 /// The table. Zero bytes are an empty one.
@@ -71,8 +101,12 @@ pub struct Table {
     chunks: [AtomicPtr<Slot>; CHUNKS],
     /// Free slots: tag in the upper half, slot plus one in the lower.
     free: AtomicU64,
+    /// Free slots that still own something, as `free`.
+    retired: AtomicU64,
     /// Slots ever used.
     fresh: AtomicU32,
+    /// One past the highest number ever tracked.
+    end: AtomicU32,
 }
 
 /// What [`Table::remove`] found.
@@ -80,9 +114,9 @@ pub struct Table {
 pub enum Removed<'a> {
     /// No socket.
     None,
-    /// A socket that has further descriptors in this process.
-    Shared,
-    /// The last descriptor of a socket in this process.
+    /// A socket or set that has further descriptors in this process.
+    Shared(SlotRef<'a>),
+    /// The last descriptor of a socket or set in this process.
     Last(SlotRef<'a>),
 }
 
@@ -92,6 +126,32 @@ pub struct SlotRef<'a> {
     table: &'a Table,
     slot: &'a Slot,
     index: u32,
+}
+
+impl SlotRef<'_> {
+    /// The switch's structure of a stream socket.
+    #[must_use]
+    pub fn socket(&self) -> Option<&Arc<SwitchSocket>> {
+        // Acquire: pairs with the store at insertion.
+        let boxed = self.slot.socket.load(Ordering::Acquire);
+        // SAFETY: null, or a box that is freed only after the slot's last reference, of which this is one.
+        unsafe { boxed.as_ref() }
+    }
+
+    /// The epoll set.
+    #[must_use]
+    pub fn set(&self) -> Option<&Arc<EpollSet>> {
+        // Acquire: pairs with the store at insertion.
+        let boxed = self.slot.set.load(Ordering::Acquire);
+        // SAFETY: as in `socket`.
+        unsafe { boxed.as_ref() }
+    }
+
+    /// Number of the slot: names the open file description while it lives.
+    #[must_use]
+    pub const fn index(&self) -> u32 {
+        self.index
+    }
 }
 
 impl Deref for SlotRef<'_> {
@@ -121,6 +181,8 @@ impl Table {
             entries: [const { AtomicU64::new(0) }; FDS],
             chunks: [const { AtomicPtr::new(core::ptr::null_mut()) }; CHUNKS],
             free: AtomicU64::new(0),
+            retired: AtomicU64::new(0),
+            end: AtomicU32::new(0),
             fresh: AtomicU32::new(0),
         }
     }
@@ -138,6 +200,12 @@ impl Table {
 
     fn set(&self, fd: RawFd, word: u64) -> u64 {
         self.entry(fd).map_or(0, |e| {
+            if let Ok(fd) = u32::try_from(fd)
+                && word != 0
+            {
+                // Relaxed: only grows.
+                self.end.fetch_max(fd + 1, Ordering::Relaxed);
+            }
             // EDGE table-entry (release): the slot behind the word. Acquired in `load`.
             e.swap(word, Ordering::AcqRel)
         })
@@ -147,10 +215,10 @@ impl Table {
     #[inline]
     #[must_use]
     pub fn kind(&self, fd: RawFd) -> Kind {
-        match self.load(fd) >> 56 {
-            0 => Kind::None,
-            1 => Kind::Socket,
-            _ => Kind::Internal,
+        match self.load(fd) & KIND {
+            SOCKET => Kind::Socket,
+            SET => Kind::Set,
+            _ => Kind::None,
         }
     }
 
@@ -159,7 +227,7 @@ impl Table {
     #[must_use]
     pub fn peek(&self, fd: RawFd) -> Option<&Slot> {
         let word = self.load(fd);
-        if word >> 56 != SOCKET >> 56 {
+        if word & KIND != SOCKET {
             return None;
         }
         self.slot(index_of(word))
@@ -169,7 +237,17 @@ impl Table {
     #[must_use]
     pub fn get(&self, fd: RawFd) -> Option<SlotRef<'_>> {
         let word = self.load(fd);
-        if word >> 56 != SOCKET >> 56 {
+        if word & KIND != SOCKET {
+            return None;
+        }
+        self.hold(word)
+    }
+
+    /// Epoll set behind `fd`, if the library keeps one for it.
+    #[must_use]
+    pub fn get_set(&self, fd: RawFd) -> Option<SlotRef<'_>> {
+        let word = self.load(fd);
+        if word & KIND != SET {
             return None;
         }
         self.hold(word)
@@ -205,34 +283,120 @@ impl Table {
 
     /// Starts tracking a socket that was just made under `fd`. `None` when the number is too high or memory is short: the socket
     /// then stays an ordinary one.
-    pub fn insert(&self, fd: RawFd, endpoint: &Endpoint) -> Option<SlotRef<'_>> {
+    pub fn insert(
+        &self,
+        fd: RawFd,
+        endpoint: &Endpoint,
+        socket: Option<Arc<SwitchSocket>>,
+    ) -> Option<SlotRef<'_>> {
         self.entry(fd)?;
+        self.reap();
         let (index, slot) = self.allocate()?;
         slot.endpoint.copy_from(endpoint);
+        let socket = socket.map_or(core::ptr::null_mut(), |s| Box::into_raw(Box::new(s)));
+        // Release: the structure; pairs with `SlotRef::socket`.
+        slot.socket.store(socket, Ordering::Release);
+        Some(self.publish(fd, index, slot, SOCKET))
+    }
+
+    /// Starts tracking an epoll set. `None` as for [`Self::insert`].
+    pub fn insert_set(&self, fd: RawFd, set: Arc<EpollSet>) -> Option<SlotRef<'_>> {
+        self.entry(fd)?;
+        self.reap();
+        let (index, slot) = self.allocate()?;
+        // Release: the set; pairs with `SlotRef::set`.
+        slot.set
+            .store(Box::into_raw(Box::new(set)), Ordering::Release);
+        Some(self.publish(fd, index, slot, SET))
+    }
+
+    /// Gives a socket that is tracked already its structure in the switch. Does nothing when it has one.
+    pub fn attach(&self, slot: &SlotRef<'_>, socket: Arc<SwitchSocket>) {
+        let boxed = Box::into_raw(Box::new(socket));
+        // AcqRel: as in `insert`; on failure another thread was faster.
+        let raced = slot.socket.compare_exchange(
+            core::ptr::null_mut(),
+            boxed,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        if raced.is_err() {
+            // SAFETY: the box was made above and given to nobody.
+            drop(unsafe { Box::from_raw(boxed) });
+        }
+    }
+
+    fn publish<'a>(&'a self, fd: RawFd, index: u32, slot: &'a Slot, kind: u64) -> SlotRef<'a> {
         // Relaxed: published with the entry below.
         slot.record.store(0, Ordering::Relaxed);
+        slot.san.store(0, Ordering::Relaxed);
+        slot.sets.store(0, Ordering::Relaxed);
         slot.descriptors.store(1, Ordering::Relaxed);
         // One reference for the entry, one for the caller. EDGE table-slot (release): the state above. Acquired in `hold`.
-        let generation = (slot.life.load(Ordering::Relaxed) >> 32) + 1;
-        slot.life.store(
-            ((generation & GENERATION_MASK) << 32) | 2,
-            Ordering::Release,
-        );
-        let word = SOCKET | ((generation & GENERATION_MASK) << 32) | u64::from(index);
+        let generation = ((slot.life.load(Ordering::Relaxed) >> 32) + 1) & GENERATION_MASK;
+        slot.life.store((generation << 32) | 2, Ordering::Release);
+        let word = kind | (generation << 32) | u64::from(index);
         let before = self.set(fd, word);
         // An entry that was left behind by a close the library could not see.
         drop(self.forget(before));
-        Some(SlotRef {
+        SlotRef {
             table: self,
             slot,
             index,
-        })
+        }
+    }
+
+    /// Frees what closed sockets have left. Not for signal handlers.
+    pub fn reap(&self) {
+        // Relaxed: a look; the pop below orders.
+        while self.retired.load(Ordering::Relaxed) & u64::from(u32::MAX) != 0 {
+            let Some((index, slot)) = self.pop(&self.retired) else {
+                return;
+            };
+            // AcqRel: the box was stored by another thread.
+            let socket = slot.socket.swap(core::ptr::null_mut(), Ordering::AcqRel);
+            let set = slot.set.swap(core::ptr::null_mut(), Ordering::AcqRel);
+            if !socket.is_null() {
+                // SAFETY: made by `Box::into_raw`; the slot has no references, so nobody else reaches it.
+                drop(unsafe { Box::from_raw(socket) });
+            }
+            if !set.is_null() {
+                // SAFETY: as above.
+                drop(unsafe { Box::from_raw(set) });
+            }
+            self.push(&self.free, index, slot);
+        }
+    }
+
+    /// The numbers under which this process has the open file description of `slot`.
+    pub fn descriptors_of<'a>(&'a self, slot: &'a SlotRef<'a>) -> impl Iterator<Item = RawFd> + 'a {
+        self.tracked_in(0, u32::MAX)
+            .filter(|&fd| index_of(self.load(fd)) == slot.index)
+    }
+
+    /// Notes whether the program asked for close-on-exec on `fd`.
+    pub fn set_kept(&self, fd: RawFd, is_kept: bool) {
+        if let Some(entry) = self.entry(fd) {
+            // Relaxed: a flag of its own.
+            if is_kept {
+                entry.fetch_or(KEEP, Ordering::Relaxed);
+            } else {
+                entry.fetch_and(!KEEP, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Whether the program believes that `fd` survives exec.
+    #[must_use]
+    pub fn is_kept(&self, fd: RawFd) -> bool {
+        self.load(fd) & KEEP != 0
     }
 
     /// Copies the entry of `old` to `new` after `dup` or `dup2`. Returns what `new` named before, which the kernel has closed.
     pub fn duplicate(&self, old: RawFd, new: RawFd) -> Removed<'_> {
         let word = self.load(old);
-        let before = match self.hold(word).filter(|_| word >> 56 == SOCKET >> 56) {
+        let word = word & !KEEP;
+        let before = match self.hold(word).filter(|_| word & KIND != 0) {
             Some(slot) if self.entry(new).is_some() => {
                 // Relaxed: a count; the entry publishes the slot.
                 slot.descriptors.fetch_add(1, Ordering::Relaxed);
@@ -256,7 +420,7 @@ impl Table {
 
     /// Drops the reference of an entry that was taken out.
     fn forget(&self, word: u64) -> Removed<'_> {
-        if word >> 56 != SOCKET >> 56 {
+        if word & KIND == 0 {
             return Removed::None;
         }
         let index = index_of(word);
@@ -273,40 +437,20 @@ impl Table {
         if slot.descriptors.fetch_sub(1, Ordering::AcqRel) == 1 {
             Removed::Last(held)
         } else {
-            Removed::Shared
+            Removed::Shared(held)
         }
     }
 
-    /// Hides a descriptor of the library from the program.
-    pub fn hide(&self, fd: RawFd) {
-        self.set(fd, INTERNAL);
-    }
-
-    /// Makes the number an ordinary one again, before the library closes it.
-    pub fn unhide(&self, fd: RawFd) {
-        self.set(fd, 0);
-    }
-
-    /// Lowest internal descriptor at or above `from`, for `close_range`, which must step around them.
-    #[must_use]
-    pub fn next_internal(&self, from: u32) -> Option<RawFd> {
-        let from = usize::try_from(from).ok()?;
-        self.entries
-            .get(from..INTERNAL_LIMIT)?
-            .iter()
-            .position(|e| e.load(Ordering::Acquire) == INTERNAL)
-            .and_then(|n| RawFd::try_from(from + n).ok())
-    }
-
-    /// Tracked sockets with numbers in `first..=last`.
-    pub fn sockets_in(&self, first: u32, last: u32) -> impl Iterator<Item = RawFd> + '_ {
+    /// Tracked numbers in `first..=last`.
+    pub fn tracked_in(&self, first: u32, last: u32) -> impl Iterator<Item = RawFd> + '_ {
         let first = usize::try_from(first).map_or(FDS, |f| f.min(FDS));
-        let end = usize::try_from(last).map_or(FDS, |l| l.saturating_add(1).min(FDS));
+        // Relaxed: numbers tracked later are not asked for.
+        let used = self.end.load(Ordering::Relaxed) as usize;
+        let end = usize::try_from(last).map_or(used, |l| l.saturating_add(1).min(used));
         let range = self.entries.get(first..end).unwrap_or(&[]);
-        // Untouched pages of the table are zero pages of the kernel: reading them costs no memory.
         range.iter().enumerate().filter_map(move |(n, e)| {
-            let is_socket = e.load(Ordering::Acquire) >> 56 == SOCKET >> 56;
-            RawFd::try_from(first + n).ok().filter(|_| is_socket)
+            let is_tracked = e.load(Ordering::Acquire) & KIND != 0;
+            RawFd::try_from(first + n).ok().filter(|_| is_tracked)
         })
     }
 
@@ -322,23 +466,40 @@ impl Table {
     }
 
     fn allocate(&self) -> Option<(u32, &Slot)> {
-        // Acquire: pairs with the push in `release`.
-        let mut head = self.free.load(Ordering::Acquire);
+        self.pop(&self.free).or_else(|| self.grow())
+    }
+
+    fn pop(&self, list: &AtomicU64) -> Option<(u32, &Slot)> {
+        // Acquire: pairs with `push`.
+        let mut head = list.load(Ordering::Acquire);
         loop {
-            let Some(index) = index_of(head).checked_sub(1) else {
-                return self.grow();
-            };
+            let index = index_of(head).checked_sub(1)?;
             let slot = self.slot(index)?;
             // Relaxed: if another thread took and returned the slot meanwhile, the tag differs and the exchange fails.
             let next = u64::from(slot.next.load(Ordering::Relaxed));
             let tag = (head >> 32).wrapping_add(1) << 32;
-            match self.free.compare_exchange_weak(
-                head,
-                tag | next,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            ) {
+            match list.compare_exchange_weak(head, tag | next, Ordering::AcqRel, Ordering::Acquire)
+            {
                 Ok(_) => return Some((index, slot)),
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    fn push(&self, list: &AtomicU64, index: u32, slot: &Slot) {
+        let mut head = list.load(Ordering::Relaxed);
+        loop {
+            // Relaxed: published by the exchange.
+            slot.next.store(index_of(head), Ordering::Relaxed);
+            let tag = (head >> 32).wrapping_add(1) << 32;
+            // Release: the slot's last state; pairs with `pop`.
+            match list.compare_exchange_weak(
+                head,
+                tag | (u64::from(index) + 1),
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return,
                 Err(now) => head = now,
             }
         }
@@ -375,27 +536,17 @@ impl Table {
         if slot.life.fetch_sub(1, Ordering::AcqRel) & u64::from(u32::MAX) != 1 {
             return;
         }
-        let mut head = self.free.load(Ordering::Relaxed);
-        loop {
-            // Relaxed: published by the exchange.
-            slot.next.store(index_of(head), Ordering::Relaxed);
-            let tag = (head >> 32).wrapping_add(1) << 32;
-            // Release: the slot's last state; pairs with `allocate`.
-            match self.free.compare_exchange_weak(
-                head,
-                tag | (u64::from(index) + 1),
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return,
-                Err(now) => head = now,
-            }
-        }
+        // Relaxed: this was the last reference.
+        let owns_nothing = slot.socket.load(Ordering::Relaxed).is_null()
+            && slot.set.load(Ordering::Relaxed).is_null();
+        let list = if owns_nothing {
+            &self.free
+        } else {
+            &self.retired
+        };
+        self.push(list, index, slot);
     }
 }
-
-/// Internal descriptors lie below this number.
-pub const INTERNAL_LIMIT: usize = 4096;
 
 #[expect(
     clippy::cast_possible_truncation,
@@ -420,10 +571,10 @@ mod tests {
     fn a_socket_lives_until_its_last_descriptor_goes() {
         static TABLE: Table = Table::new();
         assert_eq!(TABLE.kind(5), Kind::None);
-        drop(TABLE.insert(5, &endpoint()).unwrap());
+        drop(TABLE.insert(5, &endpoint(), None).unwrap());
         assert_eq!(TABLE.kind(5), Kind::Socket);
         assert!(matches!(TABLE.duplicate(5, 9), Removed::None));
-        assert!(matches!(TABLE.remove(5), Removed::Shared));
+        assert!(matches!(TABLE.remove(5), Removed::Shared(_)));
         assert!(TABLE.get(5).is_none());
         assert!(TABLE.get(9).is_some());
         assert!(matches!(TABLE.remove(9), Removed::Last(_)));
@@ -433,11 +584,11 @@ mod tests {
     #[test]
     fn a_duplicate_over_a_socket_ends_it() {
         static TABLE: Table = Table::new();
-        drop(TABLE.insert(5, &endpoint()).unwrap());
-        drop(TABLE.insert(6, &endpoint()).unwrap());
+        drop(TABLE.insert(5, &endpoint(), None).unwrap());
+        drop(TABLE.insert(6, &endpoint(), None).unwrap());
         assert!(matches!(TABLE.duplicate(5, 6), Removed::Last(_)));
         // An ordinary file over a socket.
-        assert!(matches!(TABLE.duplicate(1, 6), Removed::Shared));
+        assert!(matches!(TABLE.duplicate(1, 6), Removed::Shared(_)));
         assert_eq!(TABLE.kind(6), Kind::None);
         assert_eq!(TABLE.kind(5), Kind::Socket);
     }
@@ -445,13 +596,13 @@ mod tests {
     #[test]
     fn a_held_slot_is_not_reused() {
         static TABLE: Table = Table::new();
-        let held = TABLE.insert(5, &endpoint()).unwrap();
+        let held = TABLE.insert(5, &endpoint(), None).unwrap();
         let index = held.index;
         drop(TABLE.remove(5));
-        let other = TABLE.insert(5, &endpoint()).unwrap();
+        let other = TABLE.insert(5, &endpoint(), None).unwrap();
         assert_ne!(other.index, index);
         drop(held);
-        let third = TABLE.insert(6, &endpoint()).unwrap();
+        let third = TABLE.insert(6, &endpoint(), None).unwrap();
         assert_eq!(third.index, index);
     }
 
@@ -459,7 +610,7 @@ mod tests {
     fn numbers_out_of_range_are_ordinary() {
         static TABLE: Table = Table::new();
         let high = i32::try_from(FDS).unwrap();
-        assert!(TABLE.insert(high, &endpoint()).is_none());
+        assert!(TABLE.insert(high, &endpoint(), None).is_none());
         for fd in [-1, high, i32::MAX, i32::MIN] {
             assert_eq!(TABLE.kind(fd), Kind::None);
             assert!(matches!(TABLE.remove(fd), Removed::None));
@@ -468,20 +619,11 @@ mod tests {
     }
 
     #[test]
-    fn internal_descriptors_are_found_in_order() {
+    fn sockets_of_a_range_are_found() {
         static TABLE: Table = Table::new();
-        TABLE.hide(1000);
-        TABLE.hide(1003);
-        assert_eq!(TABLE.kind(1000), Kind::Internal);
-        assert_eq!(TABLE.next_internal(0), Some(1000));
-        assert_eq!(TABLE.next_internal(1001), Some(1003));
-        assert_eq!(TABLE.next_internal(1004), None);
-        assert_eq!(TABLE.next_internal(u32::MAX), None);
-        TABLE.unhide(1000);
-        assert_eq!(TABLE.next_internal(0), Some(1003));
-        drop(TABLE.insert(7, &endpoint()).unwrap());
-        assert_eq!(TABLE.sockets_in(3, u32::MAX).collect::<Vec<_>>(), [7]);
-        assert_eq!(TABLE.sockets_in(8, 5).count(), 0);
+        drop(TABLE.insert(7, &endpoint(), None).unwrap());
+        assert_eq!(TABLE.tracked_in(3, u32::MAX).collect::<Vec<_>>(), [7]);
+        assert_eq!(TABLE.tracked_in(8, 5).count(), 0);
     }
 
     #[test]
@@ -491,7 +633,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..5_000 {
-                        drop(TABLE.insert(3, &endpoint()));
+                        drop(TABLE.insert(3, &endpoint(), None));
                         drop(TABLE.get(3));
                         drop(TABLE.duplicate(3, 4));
                         drop(TABLE.get(4));
@@ -506,7 +648,7 @@ mod tests {
         let used = TABLE.fresh.load(Ordering::Relaxed);
         assert!(used <= 64, "{used} slots for at most a few sockets at once");
         for fd in 0..i32::try_from(used).unwrap() {
-            assert!(TABLE.insert(fd, &endpoint()).is_some());
+            assert!(TABLE.insert(fd, &endpoint(), None).is_some());
         }
         assert_eq!(TABLE.fresh.load(Ordering::Relaxed), used);
     }

@@ -200,8 +200,17 @@ impl KernelTcp {
         }
     }
 
-    /// Carries out a deferred bind: the socket is to be seen.
-    fn settle(&self, fd: RawFd) -> SysResult<()> {
+    /// Whether the program has bound the socket and the kernel does not know yet.
+    #[must_use]
+    pub fn is_deferred(&self, fd: RawFd) -> bool {
+        self.endpoint(fd).is_some_and(|e| e.has(DEFERRED))
+    }
+
+    /// Carries out a deferred bind: the program is to see the port.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn settle(&self, fd: RawFd) -> SysResult<()> {
         let Some((placement, endpoint)) = self.placed(fd) else {
             return Ok(());
         };
@@ -234,6 +243,10 @@ impl KernelTcp {
     /// The kernel's.
     pub fn local(&self, fd: RawFd) -> SysResult<SocketAddr> {
         self.settle(fd)?;
+        self.seen(fd)
+    }
+
+    fn seen(&self, fd: RawFd) -> SysResult<SocketAddr> {
         let kernel = sys::local_name(fd)?;
         let Some((placement, endpoint)) = self.placed(fd) else {
             return Ok(kernel);
@@ -489,6 +502,13 @@ impl TcpProvider for KernelTcp {
     }
 
     fn bind(&self, fd: RawFd, address: SocketAddr) -> SysResult<()> {
+        if let Some(endpoint) = self.endpoint(fd)
+            && endpoint.has(DEFERRED)
+            && !address.ip().is_unspecified()
+        {
+            // The switch gives the socket the address of a NIC, which settles what was deferred.
+            endpoint.set(DEFERRED | WILDCARD, false);
+        }
         self.bind_name(fd, address)
     }
 
@@ -510,7 +530,7 @@ impl TcpProvider for KernelTcp {
         let (new, kernel) = sys::accept(fd, flags)?;
         let (endpoint, peer) = self.accepted(new, fd, kernel);
         // A number too high to be tracked belongs to an ordinary socket.
-        drop(self.table.insert(new, &endpoint));
+        drop(self.table.insert(new, &endpoint, None));
         let local = self.local(new).unwrap_or(peer);
         Ok(TcpAccepted {
             fd: new,
@@ -534,8 +554,9 @@ impl TcpProvider for KernelTcp {
         self.dissolve(fd)
     }
 
+    /// A deferred bind is not carried out by the switch's question, see [`KernelTcp::settle`].
     fn local_address(&self, fd: RawFd) -> SysResult<SocketAddr> {
-        self.local(fd)
+        self.seen(fd)
     }
 
     fn peer_address(&self, fd: RawFd) -> SysResult<SocketAddr> {
@@ -604,7 +625,7 @@ mod tests {
     fn make(table: &'static Table, domain: i32, socket_type: i32) -> RawFd {
         let fd = sys::socket(domain, socket_type | FLAGS, 0).unwrap();
         let shape = shape_of(domain, socket_type | FLAGS).unwrap();
-        drop(table.insert(fd, &Endpoint::new(shape)).unwrap());
+        drop(table.insert(fd, &Endpoint::new(shape), None).unwrap());
         fd
     }
 

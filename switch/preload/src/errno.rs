@@ -28,6 +28,18 @@ pub(crate) fn store(errno: Errno) {
 
 /// The C library's way to return: the value, or -1 with `errno` set.
 #[inline]
+pub(crate) fn answer(result: Result<usize, Errno>) -> isize {
+    match result {
+        Ok(value) => value.cast_signed(),
+        Err(errno) => {
+            store(errno);
+            -1
+        }
+    }
+}
+
+/// As [`answer`] for calls that return an int.
+#[inline]
 pub(crate) fn answer_int(result: Result<c_int, Errno>) -> c_int {
     result.unwrap_or_else(|errno| {
         store(errno);

@@ -17,5 +17,7 @@ mod calls;
 mod errno;
 #[cfg(not(test))]
 mod exports;
+mod host;
 mod real;
 mod runtime;
+mod service;

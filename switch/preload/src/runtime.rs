@@ -2,7 +2,8 @@
 //!
 //! Place: the constructor below runs before `main`; every export asks [`get`] or [`TABLE`].
 //! Invariants: the state is made once and never freed; without it the table is empty, so data calls need not ask for it. Fork
-//! handlers are registered, not interposed: `daemon` and `forkpty` never enter an interposed `fork`.
+//! handlers are registered, not interposed: `daemon` and `forkpty` never enter an interposed `fork`. Locks at a fork, in this order:
+//! epoll sets, the switch's gate.
 //! Source: R-13 (what costs anything is done at the first stream socket). Leaves out: what belongs to a single call.
 #![expect(
     unsafe_code,
@@ -10,29 +11,57 @@
 )]
 
 use core::ffi::{CStr, c_char, c_int};
+use std::sync::Arc;
 
+use driver::provider::{SanConfig, SanProvider};
 use ring_proto::channel;
 use ring_proto::sync::{AtomicPtr, Ordering};
-use switch::NodeConfig;
 use switch::place::Placement;
-use switch::process::Process;
+use switch::process::{Process, ProcessOpener};
+use switch::readiness::Desk;
+use switch::readiness::epoll::Sets;
 use switch::table::Table;
 use switch::tcp::KernelTcp;
+use switch::waiters::Waiters;
+use switch::{Installed, NodeConfig, Switch};
 
+use crate::host::ProgramHost;
 use crate::real;
+use crate::service::Service;
+
+/// Id of the provider that is compiled in, as the emulator lists it.
+const PROVIDER: &str = "5a1ab000-0000-4000-8000-000000000001";
 
 /// What the library knows of descriptors.
 pub(crate) static TABLE: Table = Table::new();
+/// Vectors of sleeping threads.
+pub(crate) static WAITERS: Waiters = Waiters::new();
+/// Epoll sets that know sockets.
+pub(crate) static SETS: Sets = Sets::new();
+/// The service thread.
+pub(crate) static SERVICE: Service = Service::new();
 
 static RUNTIME: AtomicPtr<Runtime> = AtomicPtr::new(core::ptr::null_mut());
 
 /// State of a process that runs on a node.
-#[derive(Debug)]
 pub(crate) struct Runtime {
     /// Kernel TCP.
-    pub(crate) tcp: KernelTcp,
+    pub(crate) tcp: Arc<KernelTcp>,
     /// The process before the emulator.
-    pub(crate) process: Process,
+    pub(crate) process: Arc<Process>,
+    /// The switch.
+    pub(crate) switch: Switch,
+}
+
+impl Runtime {
+    /// What waiting needs.
+    pub(crate) const fn desk(&'static self) -> Desk {
+        Desk {
+            switch: &self.switch,
+            table: &TABLE,
+            waiters: &WAITERS,
+        }
+    }
 }
 
 /// The state, `None` in a process that does not run on a node.
@@ -85,9 +114,26 @@ fn from_environment() -> Option<Runtime> {
         .map(|n| n.addresses.iter().map(|a| a.address).collect())
         .collect();
     let channel = variable(channel::ENV_CHANNEL).and_then(|v| v.to_str().ok()?.parse().ok());
+    let tcp = Arc::new(KernelTcp::new(Placement::new(&addresses, nodes), &TABLE));
+    let process = Arc::new(Process::new(channel));
+    let mut installed = Vec::new();
+    if process.has_channel() {
+        let opener = Arc::new(ProcessOpener(Arc::clone(&process)));
+        let san = SanConfig {
+            addresses: config.addresses.iter().map(|a| a.address).collect(),
+            connect_timeout_ms: u32::try_from(config.san_connect_limit_ms).unwrap_or(u32::MAX),
+        };
+        installed.push(Installed {
+            id: PROVIDER.to_owned(),
+            sp: Arc::new(SanProvider::new(opener, san)),
+        });
+    }
+    let switch_tcp = Arc::<KernelTcp>::clone(&tcp);
+    let switch = Switch::new(config, installed, switch_tcp, Arc::new(ProgramHost));
     Some(Runtime {
-        tcp: KernelTcp::new(Placement::new(&addresses, nodes), &TABLE),
-        process: Process::new(&TABLE, channel),
+        tcp,
+        process,
+        switch,
     })
 }
 
@@ -105,6 +151,8 @@ fn variable(name: &str) -> Option<&'static CStr> {
 
 extern "C" fn before_fork() {
     if let Some(runtime) = get() {
+        SETS.before_fork();
+        runtime.switch.before_fork();
         runtime.process.before_fork();
     }
 }
@@ -112,17 +160,24 @@ extern "C" fn before_fork() {
 extern "C" fn after_fork_in_parent() {
     if let Some(runtime) = get() {
         runtime.process.after_fork_in_parent();
+        // Whether the fork succeeded is not told; if not, the child's process socket hangs up and its holds with it.
+        runtime.switch.after_fork_in_parent(true);
+        SETS.after_fork(false);
     }
 }
 
 extern "C" fn after_fork_in_child() {
     if let Some(runtime) = get() {
         runtime.process.after_fork_in_child();
+        WAITERS.after_fork_in_child();
+        SERVICE.after_fork_in_child();
+        runtime.switch.after_fork_in_child();
+        SETS.after_fork(true);
     }
 }
 
 /// Whether the program may not see `fd`.
 #[inline]
 pub(crate) fn is_hidden(fd: c_int) -> bool {
-    TABLE.kind(fd) == switch::table::Kind::Internal
+    driver::sys::is_internal(fd)
 }

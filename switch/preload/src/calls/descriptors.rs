@@ -2,37 +2,92 @@
 //!
 //! Place: `exports::descriptors` -> here -> the table. Invariants: an entry goes before the kernel closes its number and comes after
 //! the kernel made it; in a `vfork` child the table is not changed, because it is the parent's; the library's own descriptors
-//! are neither closed, nor copied, nor written over.
+//! are neither closed, nor copied, nor written over. The companion is closed before the kernel's socket.
 
 use core::ffi::{c_int, c_uint};
 
-use switch::Errno;
-use switch::sys;
-use switch::table::{Kind, Removed};
+use ring_proto::sync::Ordering;
+use switch::outcome::now_ns;
+use switch::process::INTERNAL_LIMIT;
+use switch::session::{CloseStep, Conn};
+use switch::table::{Kind, Removed, SlotRef};
+use switch::{Errno, Stage, sys};
 
 use crate::calls::traffic;
-use crate::runtime::{self, Runtime, TABLE};
+use crate::runtime::{self, Runtime, SETS, TABLE};
 
 fn own_process() -> Option<&'static Runtime> {
     runtime::get().filter(|r| !r.process.is_foreign())
 }
 
-fn finish(runtime: &Runtime, removed: Removed<'_>) {
-    if let Removed::Last(slot) = removed {
-        traffic::ended(runtime, &slot);
+/// Ends what a removed entry named.
+fn finish(runtime: &'static Runtime, fd: c_int, removed: Removed<'_>) {
+    match removed {
+        Removed::None => {}
+        Removed::Shared(slot) => {
+            if let Some(socket) = slot.socket().filter(|s| s.fd() == fd)
+                && let Some(other) = TABLE.descriptors_of(&slot).next()
+            {
+                socket.set_fd(other);
+            }
+        }
+        Removed::Last(slot) => last_closed(runtime, &slot),
+    }
+}
+
+fn last_closed(runtime: &'static Runtime, slot: &SlotRef<'_>) {
+    traffic::ended(runtime, slot);
+    let Some(socket) = slot.socket() else {
+        return;
+    };
+    // Relaxed: a hint that only grows while the socket lives.
+    if slot.sets.load(Ordering::Relaxed) > 0 {
+        SETS.forget(socket);
+    }
+    let linger = lingers(socket);
+    let step = runtime.switch.close(socket);
+    if step == CloseStep::Draining
+        && let Some(seconds) = linger
+        && let Some(conn) = socket.conn()
+    {
+        drain(conn, seconds);
+    }
+}
+
+/// Seconds that close waits for (SO_LINGER), on a blocking socket.
+fn lingers(socket: &switch::SwitchSocket) -> Option<u64> {
+    if socket.stage() != Stage::SanConnected || socket.is_nonblocking() {
+        return None;
+    }
+    let mut value = [0; 8];
+    sys::option(socket.fd(), libc::SOL_SOCKET, libc::SO_LINGER, &mut value).ok()?;
+    let [a, b, c, d, e, f, g, h] = value;
+    let is_on = i32::from_ne_bytes([a, b, c, d]) != 0;
+    let seconds = u64::try_from(i32::from_ne_bytes([e, f, g, h])).ok()?;
+    (is_on && seconds > 0).then_some(seconds)
+}
+
+/// Waits until everything has arrived, or the time is up; the service thread goes on either way. No cancellation point: the kernel
+/// closes the number in any case.
+fn drain(conn: &Conn, seconds: u64) {
+    let end = now_ns().saturating_add(seconds.saturating_mul(1_000_000_000));
+    while !conn.is_drained() && now_ns() < end {
+        sys::poll(&mut [], Some(1_000_000)).ok();
+        conn.progress();
     }
 }
 
 /// Before the kernel closes `fd`. `Err`: it must not.
 pub(crate) fn closing(fd: c_int) -> Result<(), Errno> {
-    match TABLE.kind(fd) {
-        Kind::None => {}
-        Kind::Internal => return Err(libc::EBADF),
-        Kind::Socket => {
-            if let Some(runtime) = own_process() {
-                finish(runtime, TABLE.remove(fd));
-            }
-        }
+    if TABLE.kind(fd) == Kind::None {
+        return if runtime::is_hidden(fd) {
+            Err(libc::EBADF)
+        } else {
+            Ok(())
+        };
+    }
+    if let Some(runtime) = own_process() {
+        finish(runtime, fd, TABLE.remove(fd));
     }
     Ok(())
 }
@@ -43,7 +98,31 @@ pub(crate) fn duplicated(old: c_int, new: c_int) {
         return;
     }
     if let Some(runtime) = own_process() {
-        finish(runtime, TABLE.duplicate(old, new));
+        finish(runtime, new, TABLE.duplicate(old, new));
+        if is_carried(new) {
+            keep_from_exec(new);
+        }
+    } else if is_carried(old) {
+        // In a `vfork` child: what follows is exec.
+        sys::fcntl(new, libc::F_SETFD, sys::int(libc::FD_CLOEXEC)).ok();
+    }
+}
+
+fn is_carried(fd: c_int) -> bool {
+    TABLE.get(fd).is_some_and(|slot| {
+        slot.socket()
+            .is_some_and(|s| s.stage() == Stage::SanConnected)
+    })
+}
+
+/// Makes a descriptor of a SAN connection close-on-exec, and remembers what the program asked for.
+pub(crate) fn keep_from_exec(fd: c_int) {
+    let Ok(flags) = sys::fcntl(fd, libc::F_GETFD, 0) else {
+        return;
+    };
+    if flags & libc::FD_CLOEXEC == 0 {
+        TABLE.set_kept(fd, true);
+        sys::fcntl(fd, libc::F_SETFD, sys::int(flags | libc::FD_CLOEXEC)).ok();
     }
 }
 
@@ -66,27 +145,27 @@ pub(crate) fn close_range(first: c_uint, last: c_uint, flags: c_int) -> Result<(
     }
     let is_closing = flags & CLOSE_RANGE_CLOEXEC == 0;
     if is_closing && let Some(runtime) = own_process() {
-        for fd in TABLE.sockets_in(first, last) {
-            finish(runtime, TABLE.remove(fd));
+        for fd in TABLE.tracked_in(first, last) {
+            finish(runtime, fd, TABLE.remove(fd));
         }
     }
     let mut from = first;
-    loop {
-        let internal = TABLE
-            .next_internal(from)
-            .and_then(|fd| c_uint::try_from(fd).ok())
-            .filter(|&fd| fd <= last);
-        let Some(internal) = internal else {
-            return sys::close_range(from, last, flags);
-        };
+    for internal in internal_in(first, last) {
         if internal > from {
             sys::close_range(from, internal - 1, flags)?;
         }
-        match internal.checked_add(1) {
-            Some(next) if next <= last => from = next,
-            _ => return Ok(()),
-        }
+        from = internal + 1;
     }
+    if from <= last {
+        sys::close_range(from, last, flags)?;
+    }
+    Ok(())
+}
+
+/// The library's descriptors with numbers in `first..=last`, in order.
+fn internal_in(first: c_uint, last: c_uint) -> impl Iterator<Item = c_uint> {
+    let limit = c_uint::try_from(INTERNAL_LIMIT - 1).unwrap_or(0);
+    (first..=last.min(limit)).filter(|&fd| c_int::try_from(fd).is_ok_and(runtime::is_hidden))
 }
 
 const CLOSE_RANGE_CLOEXEC: c_int = 4;

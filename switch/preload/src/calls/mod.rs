@@ -3,9 +3,16 @@
 //! Place: `exports` -> here -> `switch`. Invariants: nothing here blocks, apart from the bounded look for a refusal in a connect to
 //! the node's own loopback; everything runs under [`guarded`].
 
+pub(crate) mod control;
+pub(crate) mod datagrams;
 pub(crate) mod descriptors;
+pub(crate) mod messages;
 pub(crate) mod names;
+pub(crate) mod options;
+pub(crate) mod readiness;
+pub(crate) mod stream;
 pub(crate) mod traffic;
+pub(crate) mod wait;
 
 /// Runs `work` so that no panic passes into the program: it aborts here. Never put around a real function that can block, because a
 /// cancelled thread unwinds through that.

@@ -1,51 +1,57 @@
-//! Calls about sockets' names: create, bind, listen, accept, connect, and the options that change what a name means.
+//! Calls about sockets' names: create, bind, listen, accept, connect, and what sockets are called.
 //!
-//! Place: `exports::names` -> here -> `switch::tcp`. Invariants: a socket of another family, or one whose number is too high to be
-//! tracked, stays an ordinary one. A descriptor that an earlier program image left is taken in when its name first matters.
+//! Place: `exports::names` -> here -> `switch`. Invariants: a socket of another family, or one whose number is too high to be
+//! tracked, stays an ordinary one. A descriptor that an earlier program image left is taken in when its name first matters; it
+//! stays with TCP.
 #![expect(unsafe_code, reason = "reads and writes addresses of the program")]
 
-use core::ffi::{c_int, c_uint};
+use core::ffi::c_int;
+use core::net::SocketAddr;
+use std::sync::Arc;
 
-use libc::{mmsghdr, msghdr, sockaddr, socklen_t};
-use switch::Errno;
+use libc::{sockaddr, socklen_t};
 use switch::place::Destinations;
+use switch::readiness::{self, CONNECT_NS};
 use switch::sys::{self, Name};
-use switch::table::Kind;
+use switch::table::{Kind, SlotRef};
 use switch::tcp::{self, Endpoint, KernelTcp};
+use switch::{ConnectStep, Errno, Stage, SwitchSocket};
 
 use crate::calls::traffic;
-use crate::runtime::{self, Runtime, TABLE};
+use crate::calls::wait::Wait;
+use crate::host;
+use crate::runtime::{self, Runtime, SERVICE, TABLE};
 
-/// Takes in a socket that was just made.
-pub(crate) fn made(fd: c_int, domain: c_int, socket_type: c_int) {
-    let Some(runtime) = runtime::get() else {
-        return;
-    };
-    let Some(mut shape) = tcp::shape_of(domain, socket_type) else {
-        return;
-    };
+/// Creates an IP socket; `None` for the real function.
+pub(crate) fn socket(
+    domain: c_int,
+    socket_type: c_int,
+    protocol: c_int,
+) -> Option<Result<c_int, Errno>> {
+    let runtime = runtime::get()?;
+    let mut shape = tcp::shape_of(domain, socket_type)?;
     if runtime.process.is_foreign() {
-        return;
+        return None;
     }
     if !shape.datagram {
         runtime.process.introduce();
     }
+    let (fd, socket) = match runtime.switch.socket(domain, socket_type, protocol) {
+        Ok(made) => made,
+        Err(errno) => return Some(Err(errno)),
+    };
     if shape.v6 && runtime.tcp.placement().is_some() {
         let v6only = sys::int_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
         if v6only.is_ok_and(|v| v != 0) {
             // The system's default; placed addresses are v4-mapped, so the kernel must not know.
             shape.v6only = true;
-            sys::set_option(
-                fd,
-                libc::IPPROTO_IPV6,
-                libc::IPV6_V6ONLY,
-                &0_i32.to_ne_bytes(),
-            )
-            .ok();
+            let off = 0_i32.to_ne_bytes();
+            sys::set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, &off).ok();
         }
     }
     // A number past the table is an ordinary socket's.
-    drop(TABLE.insert(fd, &Endpoint::new(shape)));
+    drop(TABLE.insert(fd, &Endpoint::new(shape), socket));
+    Some(Ok(fd))
 }
 
 /// The state, when `fd` is a socket whose name may differ from the kernel's.
@@ -53,17 +59,23 @@ pub(crate) fn placed(fd: c_int) -> Option<&'static Runtime> {
     let runtime = runtime::get()?;
     match TABLE.kind(fd) {
         Kind::Socket => Some(runtime),
-        Kind::Internal => None,
+        Kind::Set => None,
         Kind::None => {
             runtime.tcp.placement()?;
-            if runtime.process.is_foreign() {
+            if runtime::is_hidden(fd) || runtime.process.is_foreign() {
                 return None;
             }
             let endpoint = KernelTcp::inherited(fd)?;
-            drop(TABLE.insert(fd, &endpoint)?);
+            drop(TABLE.insert(fd, &endpoint, None)?);
             Some(runtime)
         }
     }
+}
+
+/// Slot of a socket of ours.
+fn slot(fd: c_int) -> Option<(&'static Runtime, SlotRef<'static>)> {
+    let runtime = placed(fd)?;
+    Some((runtime, TABLE.get(fd)?))
 }
 
 /// Binds, or `None` for the real function.
@@ -75,15 +87,118 @@ pub(crate) unsafe fn bind(
     name: *const sockaddr,
     len: socklen_t,
 ) -> Option<Result<(), Errno>> {
-    let runtime = placed(fd)?;
+    let (runtime, slot) = slot(fd)?;
     // SAFETY: by the caller's promise.
     let name = unsafe { Name::read(name.cast(), len) }?;
-    Some(runtime.tcp.bind_name(fd, name))
+    if runtime.tcp.is_deferred(fd) {
+        return Some(Err(libc::EINVAL));
+    }
+    Some(match slot.socket() {
+        Some(socket) => runtime.switch.bind(socket, name),
+        None => runtime.tcp.bind_name(fd, name),
+    })
 }
 
 /// Listens, or `None` for the real function.
 pub(crate) fn listen(fd: c_int, backlog: c_int) -> Option<Result<(), Errno>> {
-    Some(placed(fd)?.tcp.listen_on(fd, backlog))
+    let (runtime, slot) = slot(fd)?;
+    let Some(socket) = slot.socket() else {
+        return Some(runtime.tcp.listen_on(fd, backlog));
+    };
+    let result = runtime.switch.listen(socket, backlog);
+    if socket.stage() == Stage::SanListening {
+        host::mark(&slot, socket);
+        // A second taker must not leave `accept` waiting for the kernel's half alone; the program's own mode is the switch's to know.
+        sys::set_nonblocking(fd, true).ok();
+    }
+    Some(result)
+}
+
+/// What an accept ends with.
+pub(crate) enum Accept {
+    /// The new descriptor.
+    Done(c_int),
+    /// Failed.
+    Failed(Errno),
+    /// The kernel's call.
+    Kernel,
+    /// Wait, then call [`accept_woken`].
+    Wait,
+}
+
+/// One step of an accept on a listener that the SAN knows.
+///
+/// # Safety
+/// `name` and `len` are as of `accept`.
+pub(crate) unsafe fn accept(
+    fd: c_int,
+    name: *mut sockaddr,
+    len: *mut socklen_t,
+    flags: c_int,
+    wait: &mut Wait,
+) -> Accept {
+    let (Some(runtime), Some(slot)) = (runtime::get(), TABLE.get(fd)) else {
+        return Accept::Kernel;
+    };
+    let Some(socket) = slot
+        .socket()
+        .filter(|s| slot.is_san() && s.stage() == Stage::SanListening)
+    else {
+        return Accept::Kernel;
+    };
+    if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 {
+        return Accept::Failed(libc::EINVAL);
+    }
+    match runtime.switch.accept(socket, flags) {
+        Ok(accepted) => {
+            let taken = take_in(runtime, &accepted, flags);
+            // SAFETY: by the caller's promise.
+            unsafe { Name::write(accepted.peer, name.cast(), len) };
+            Accept::Done(taken)
+        }
+        Err(libc::EAGAIN) if !socket.is_nonblocking() => {
+            SERVICE.ensure();
+            wait.limit_call(|| socket.timeout_ns(libc::SO_RCVTIMEO));
+            if wait.is_over() {
+                return Accept::Failed(libc::EAGAIN);
+            }
+            let plan = runtime.switch.accept_plan(socket, u64::MAX);
+            wait.as_planned(&plan, None);
+            Accept::Wait
+        }
+        Err(errno) => Accept::Failed(errno),
+    }
+}
+
+/// Tracks a connection that the switch has accepted.
+fn take_in(runtime: &Runtime, accepted: &switch::Accepted, flags: c_int) -> c_int {
+    let fd = accepted.fd;
+    let socket = &accepted.socket;
+    let is_san = socket.stage() == Stage::SanConnected;
+    let shape = tcp::shape_of(socket.domain(), libc::SOCK_STREAM).unwrap_or_default();
+    match TABLE.get(fd) {
+        // The kernel's side has been taken in with its names.
+        Some(slot) if !is_san => TABLE.attach(&slot, Arc::clone(socket)),
+        _ => {
+            let slot = TABLE.insert(fd, &Endpoint::new(shape), Some(Arc::clone(socket)));
+            if let Some(slot) = slot
+                && is_san
+            {
+                TABLE.set_kept(fd, flags & libc::SOCK_CLOEXEC == 0);
+                host::arrived(&slot, socket);
+            }
+        }
+    }
+    if !is_san {
+        traffic::connected(runtime, fd, true);
+    }
+    fd
+}
+
+/// After the wait of an accept: the errno that ends the call.
+pub(crate) fn accept_woken(wait: &mut Wait, errno: Errno) -> Option<Errno> {
+    wait.woken();
+    wait.is_interrupted(errno).then_some(libc::EINTR)
 }
 
 /// Takes in a connection that the kernel has accepted on `listener`, and tells the program its peer.
@@ -110,7 +225,7 @@ pub(crate) unsafe fn accepted(
     let (endpoint, peer) = runtime.tcp.accepted(fd, listener, kernel);
     if !runtime.process.is_foreign() {
         runtime.process.introduce();
-        drop(TABLE.insert(fd, &endpoint));
+        drop(TABLE.insert(fd, &endpoint, None));
         traffic::connected(runtime, fd, true);
     }
     // SAFETY: by the caller's promise.
@@ -121,38 +236,131 @@ pub(crate) unsafe fn accepted(
 pub(crate) enum Connect {
     /// The real function with the program's arguments.
     Real,
-    /// Fails.
+    /// Succeeded.
+    Done,
+    /// Failed.
     Failed(Errno),
-    /// These addresses in turn.
+    /// The kernel's connect to these addresses in turn, then [`connect_ended`].
     Try(Destinations),
+    /// Wait, then call [`connect_woken`] and the next step.
+    Wait,
 }
 
-/// Prepares a connect.
+/// One step of a connect. `is_first`: the program's call, not a repetition after a wait.
 ///
 /// # Safety
 /// `name` is null or readable for `len` bytes.
-pub(crate) unsafe fn connect(fd: c_int, name: *const sockaddr, len: socklen_t) -> Connect {
-    let Some(runtime) = placed(fd) else {
+pub(crate) unsafe fn connect(
+    fd: c_int,
+    name: *const sockaddr,
+    len: socklen_t,
+    is_first: bool,
+    wait: &mut Wait,
+) -> Connect {
+    let Some((runtime, slot)) = slot(fd) else {
         return Connect::Real;
     };
     // SAFETY: by the caller's promise.
     let Some(to) = (unsafe { Name::read(name.cast(), len) }) else {
         // SAFETY: by the caller's promise.
         if unsafe { is_unspecified(name, len) } {
-            return match runtime.tcp.dissolve(fd) {
-                Ok(()) => {
-                    if let Some(slot) = TABLE.get(fd) {
-                        traffic::ended(runtime, &slot);
-                    }
-                    Connect::Failed(0)
-                }
-                Err(errno) => Connect::Failed(errno),
-            };
+            return dissolve(runtime, &slot, fd);
         }
         return Connect::Real;
     };
+    if let Some(socket) = slot.socket()
+        && let Some(answer) = connect_by_switch(runtime, &slot, socket, to, is_first, wait)
+    {
+        return answer;
+    }
     match runtime.tcp.route(fd, to) {
         Ok(destinations) => Connect::Try(destinations),
+        Err(errno) => Connect::Failed(errno),
+    }
+}
+
+/// Asks the switch; `None`: the kernel's connect is wanted.
+fn connect_by_switch(
+    runtime: &'static Runtime,
+    slot: &SlotRef<'_>,
+    socket: &Arc<SwitchSocket>,
+    to: SocketAddr,
+    is_first: bool,
+    wait: &mut Wait,
+) -> Option<Connect> {
+    let ask = |is_first| {
+        if is_first {
+            runtime.switch.connect(socket, to)
+        } else {
+            runtime.switch.connect_progress(socket)
+        }
+    };
+    let mut step = ask(is_first);
+    host::mark(slot, socket);
+    if step == ConnectStep::Pending && !socket.is_nonblocking() {
+        let spun = readiness::spin(|| {
+            let step = ask(false);
+            (step != ConnectStep::Pending).then_some(step)
+        });
+        step = spun.unwrap_or(ConnectStep::Pending);
+        if step == ConnectStep::Pending {
+            step = arm_connect(runtime, socket, wait);
+        }
+        host::mark(slot, socket);
+    }
+    match step {
+        ConnectStep::Established => Some(Connect::Done),
+        ConnectStep::Failed(errno) => Some(Connect::Failed(errno)),
+        ConnectStep::UseTcp(_) => None,
+        ConnectStep::Pending if socket.is_nonblocking() => Some(Connect::Failed(libc::EINPROGRESS)),
+        ConnectStep::Pending => {
+            wait.limit_call(|| socket.timeout_ns(libc::SO_SNDTIMEO));
+            if wait.is_over() {
+                wait.woken();
+                return Some(Connect::Failed(libc::EINPROGRESS));
+            }
+            let plan = runtime.switch.connect_plan(socket, u64::MAX);
+            wait.as_planned(&plan, Some(CONNECT_NS));
+            Some(Connect::Wait)
+        }
+    }
+}
+
+/// Arms a blocking connect for a vector of this thread, so that it need not wait for the service thread, and looks once more.
+fn arm_connect(
+    runtime: &'static Runtime,
+    socket: &Arc<SwitchSocket>,
+    wait: &mut Wait,
+) -> ConnectStep {
+    if let Some((provider, function)) = runtime.switch.connect_function(socket)
+        && let Some(waiter) = wait
+            .sleep
+            .waiter(runtime.desk().waiters, &provider, function)
+    {
+        // What cannot be armed is the service thread's to drive.
+        runtime.switch.arm_connect(socket, waiter);
+    }
+    let step = runtime.switch.connect_progress(socket);
+    if step != ConnectStep::Pending {
+        wait.woken();
+    }
+    step
+}
+
+fn dissolve(runtime: &Runtime, slot: &SlotRef<'_>, fd: c_int) -> Connect {
+    let result = match slot.socket() {
+        Some(socket) => {
+            let result = runtime.switch.disconnect(socket);
+            host::mark(slot, socket);
+            result
+        }
+        None => runtime.tcp.dissolve(fd),
+    };
+    match result {
+        Ok(()) => {
+            traffic::ended(runtime, slot);
+            Connect::Done
+        }
         Err(errno) => Connect::Failed(errno),
     }
 }
@@ -170,7 +378,13 @@ unsafe fn is_unspecified(name: *const sockaddr, len: socklen_t) -> bool {
     i32::from(family) == libc::AF_UNSPEC
 }
 
-/// Whether the next address should be tried after a connect failed with `errno`.
+/// After the wait of a connect: the errno that ends the call. The attempt goes on.
+pub(crate) fn connect_woken(wait: &mut Wait, errno: Errno) -> Option<Errno> {
+    wait.woken();
+    wait.is_interrupted(errno).then_some(libc::EINTR)
+}
+
+/// Whether the next address should be tried after a kernel connect failed with `errno`.
 pub(crate) fn is_next_wanted(fd: c_int, errno: Errno) -> bool {
     match errno {
         libc::ECONNREFUSED => true,
@@ -179,7 +393,7 @@ pub(crate) fn is_next_wanted(fd: c_int, errno: Errno) -> bool {
     }
 }
 
-/// Ends a connect: `errno` is 0 or the last attempt's.
+/// Ends a kernel connect: `errno` is 0 or the last attempt's.
 pub(crate) fn connect_ended(fd: c_int, to: &Destinations, errno: Errno) {
     let Some(runtime) = runtime::get() else {
         return;
@@ -187,6 +401,12 @@ pub(crate) fn connect_ended(fd: c_int, to: &Destinations, errno: Errno) {
     if errno == 0 || errno == libc::EINPROGRESS || errno == libc::EINTR {
         runtime.tcp.connected(fd, to);
         traffic::connected(runtime, fd, errno == 0);
+    }
+    if let Some(slot) = TABLE.get(fd)
+        && let Some(socket) = slot.socket()
+    {
+        let result = if errno == 0 { Ok(()) } else { Err(errno) };
+        runtime.switch.tcp_connect_ended(socket, result);
     }
 }
 
@@ -199,7 +419,14 @@ pub(crate) unsafe fn local(
     name: *mut sockaddr,
     len: *mut socklen_t,
 ) -> Option<Result<(), Errno>> {
-    let local = placed(fd)?.tcp.local(fd);
+    let (runtime, slot) = slot(fd)?;
+    let local = match slot.socket() {
+        Some(socket) => runtime
+            .tcp
+            .settle(fd)
+            .and_then(|()| runtime.switch.local_address(socket)),
+        None => runtime.tcp.local(fd),
+    };
     // SAFETY: by the caller's promise.
     Some(local.map(|local| unsafe { Name::write(local, name.cast(), len) }))
 }
@@ -213,196 +440,27 @@ pub(crate) unsafe fn peer(
     name: *mut sockaddr,
     len: *mut socklen_t,
 ) -> Option<Result<(), Errno>> {
-    let peer = placed(fd)?.tcp.peer(fd);
+    let (runtime, slot) = slot(fd)?;
+    let peer = match slot.socket() {
+        Some(socket) => {
+            readiness::drive(&runtime.switch, socket);
+            runtime.switch.peer_address(socket)
+        }
+        None => runtime.tcp.peer(fd),
+    };
     // SAFETY: by the caller's promise.
     Some(peer.map(|peer| unsafe { Name::write(peer, name.cast(), len) }))
 }
 
-const V6ONLY: (c_int, c_int) = (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
-
-/// Stores an option that the library keeps, or `None` for the real function.
-///
-/// # Safety
-/// `value` is null or readable for `len` bytes.
-pub(crate) unsafe fn set_option(
-    fd: c_int,
-    option: (c_int, c_int),
-    value: *const u8,
-    len: socklen_t,
-) -> Option<Result<(), Errno>> {
-    if option != V6ONLY || value.is_null() || (len as usize) < size_of::<c_int>() {
-        return None;
-    }
-    let runtime = placed(fd)?;
-    // SAFETY: four bytes are readable by the caller's promise.
-    let value = unsafe { value.cast::<c_int>().read_unaligned() };
-    runtime.tcp.set_v6only(fd, value != 0)
-}
-
-/// Answers an option that the library keeps, or `None` for the real function.
-///
-/// # Safety
-/// `value` and `len` are as of `getsockopt`.
-pub(crate) unsafe fn option(
-    fd: c_int,
-    option: (c_int, c_int),
-    value: *mut u8,
-    len: *mut socklen_t,
-) -> Option<Result<(), Errno>> {
-    if option != V6ONLY || value.is_null() || len.is_null() {
-        return None;
-    }
-    let answer = c_int::from(placed(fd)?.tcp.v6only(fd)?).to_ne_bytes();
-    // SAFETY: by the caller's promise.
-    let room = unsafe { len.read_unaligned() } as usize;
-    let count = room.min(answer.len());
-    // SAFETY: `count` is at most the room that the caller promises.
-    unsafe { core::ptr::copy_nonoverlapping(answer.as_ptr(), value, count) };
-    // At most four.
-    let written = socklen_t::try_from(count).unwrap_or(0);
-    // SAFETY: by the caller's promise.
-    unsafe { len.write_unaligned(written) };
-    Some(Ok(()))
-}
-
-/// Kernel address for a datagram to `name`; `None`: as it is.
-///
-/// # Safety
-/// `name` is null or readable for `len` bytes.
-pub(crate) unsafe fn datagram_to(fd: c_int, name: *const sockaddr, len: socklen_t) -> Option<Name> {
-    if name.is_null() || !TABLE.peek(fd)?.endpoint.shape().datagram {
-        return None;
-    }
+/// Shuts directions down, or `None` for the real function.
+pub(crate) fn shutdown(fd: c_int, how: c_int) -> Option<Result<(), Errno>> {
     let runtime = runtime::get()?;
-    // SAFETY: by the caller's promise.
-    let to = unsafe { Name::read(name.cast(), len) }?;
-    let kernel = runtime.tcp.send_destination(fd, to);
-    (kernel != to).then(|| Name::from(kernel))
-}
-
-/// Whether the source of a datagram on `fd` may need a translation.
-#[inline]
-pub(crate) fn has_redirect(fd: c_int) -> bool {
-    TABLE
-        .peek(fd)
-        .is_some_and(|s| s.endpoint.has_redirect() && s.endpoint.shape().datagram)
-}
-
-/// Translates the source of a datagram where the program will read it.
-///
-/// # Safety
-/// `name` is null or holds `len` bytes that the kernel wrote, and is writable.
-pub(crate) unsafe fn datagram_from(fd: c_int, name: *mut sockaddr, len: socklen_t) {
-    let Some(runtime) = runtime::get() else {
-        return;
-    };
-    // SAFETY: by the caller's promise.
-    let Some(kernel) = (unsafe { Name::read(name.cast_const().cast(), len) }) else {
-        return;
-    };
-    let source = runtime.tcp.receive_source(fd, kernel);
-    if source != kernel {
-        let mut room = len;
-        // SAFETY: by the caller's promise; the family and so the length stay the same.
-        unsafe { Name::write(source, name.cast(), &raw mut room) };
+    let slot = TABLE.get(fd)?;
+    let socket = slot.socket()?;
+    let result = runtime.switch.shutdown(socket, how);
+    host::mark(&slot, socket);
+    if socket.conn().is_some_and(|c| c.wants_service()) {
+        SERVICE.wake();
     }
-}
-
-/// Whether `fd` is a datagram socket.
-#[inline]
-pub(crate) fn is_datagram(fd: c_int) -> bool {
-    TABLE.peek(fd).is_some_and(|s| s.endpoint.shape().datagram)
-}
-
-/// Destination named in a message of a datagram socket.
-///
-/// # Safety
-/// `message` is as of `sendmsg`.
-pub(crate) unsafe fn name_of_message(
-    fd: c_int,
-    message: *const msghdr,
-) -> Option<(*const sockaddr, socklen_t)> {
-    if message.is_null() || !is_datagram(fd) {
-        return None;
-    }
-    // SAFETY: by the caller's promise.
-    let message = unsafe { message.read_unaligned() };
-    Some((message.msg_name.cast_const().cast(), message.msg_namelen))
-}
-
-/// A copy of a message with another destination, which must outlive it.
-///
-/// # Safety
-/// `message` is as of `sendmsg`.
-pub(crate) unsafe fn readdressed(message: *const msghdr, to: &Name) -> msghdr {
-    // SAFETY: by the caller's promise.
-    let mut message = unsafe { message.read_unaligned() };
-    // The kernel reads it only.
-    message.msg_name = to.const_pointer().cast_mut().cast();
-    message.msg_namelen = to.len;
-    message
-}
-
-/// Header of one message of an array.
-///
-/// # Safety
-/// `messages` has more than `index` elements.
-pub(crate) unsafe fn message_at(messages: *mut mmsghdr, index: c_uint) -> *mut msghdr {
-    // SAFETY: by the caller's promise.
-    let message = unsafe { messages.add(index as usize) };
-    // SAFETY: as above.
-    unsafe { &raw mut (*message).msg_hdr }
-}
-
-/// Notes the bytes sent of one message of an array.
-///
-/// # Safety
-/// `messages` has more than `index` elements.
-pub(crate) unsafe fn set_message_len(messages: *mut mmsghdr, index: c_uint, len: isize) {
-    // SAFETY: by the caller's promise.
-    let message = unsafe { messages.add(index as usize) };
-    // A datagram has less than 64 KiB.
-    let len = c_uint::try_from(len).unwrap_or(0);
-    // SAFETY: as above.
-    unsafe { (*message).msg_len = len };
-}
-
-/// Bytes of the first `count` messages of an array, as the kernel noted them.
-///
-/// # Safety
-/// `messages` has `count` elements.
-pub(crate) unsafe fn bytes_of(messages: *mut mmsghdr, count: c_int) -> isize {
-    let mut bytes = 0_isize;
-    for index in 0..usize::try_from(count).unwrap_or(0) {
-        // SAFETY: by the caller's promise.
-        let message = unsafe { messages.add(index) };
-        // SAFETY: as above.
-        let len = unsafe { (*message).msg_len };
-        bytes = bytes.saturating_add(isize::try_from(len).unwrap_or(0));
-    }
-    bytes
-}
-
-/// Translates the source of a received message.
-///
-/// # Safety
-/// `message` is as of a `recvmsg` that has succeeded.
-pub(crate) unsafe fn message_from(fd: c_int, message: *mut msghdr) {
-    // SAFETY: by the caller's promise.
-    let message = unsafe { message.read_unaligned() };
-    // SAFETY: as above.
-    unsafe { datagram_from(fd, message.msg_name.cast(), message.msg_namelen) };
-}
-
-/// Translates the sources of received messages.
-///
-/// # Safety
-/// `messages` is as of a `recvmmsg` that has returned `count`.
-pub(crate) unsafe fn messages_from(fd: c_int, messages: *mut mmsghdr, count: c_int) {
-    for index in 0..c_uint::try_from(count).unwrap_or(0) {
-        // SAFETY: by the caller's promise.
-        let message = unsafe { message_at(messages, index) };
-        // SAFETY: as above.
-        unsafe { message_from(fd, message) };
-    }
+    Some(result)
 }

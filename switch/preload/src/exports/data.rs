@@ -6,12 +6,14 @@
 use core::ffi::{c_int, c_uint, c_void};
 
 use libc::{iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
+use switch::Errno;
 
-use super::{exports, real, with_program};
-use crate::calls::names;
-use crate::calls::traffic;
+use super::{exports, real, sleep, with_program};
+use crate::calls::stream::{self, Step, Transfer, Way};
+use crate::calls::{datagrams, guarded, messages, traffic};
+use crate::errno;
 
-/// Counts bytes that a call sent.
+/// Counts bytes that the kernel sent.
 macro_rules! sending {
     ($fd:expr, $call:expr) => {{
         let result = $call;
@@ -20,7 +22,7 @@ macro_rules! sending {
     }};
 }
 
-/// Counts bytes that a call received.
+/// Counts bytes that the kernel received.
 macro_rules! receiving {
     ($fd:expr, $call:expr) => {{
         let result = $call;
@@ -29,134 +31,272 @@ macro_rules! receiving {
     }};
 }
 
+/// Moves bytes over the SAN if it carries `fd`, and returns from the export then.
+macro_rules! carried {
+    ($fd:expr, $way:expr, $parts:expr, $count:expr, $flags:expr) => {
+        if stream::concerns($fd)
+            && let Some(result) = carry($fd, $way, $parts, $count, $flags)
+        {
+            return finish(result);
+        }
+    };
+}
+
+/// As [`carried`], for a call with one buffer.
+macro_rules! carried_bytes {
+    ($fd:expr, $way:expr, $bytes:expr, $len:expr, $flags:expr) => {
+        if stream::concerns($fd) {
+            let part = iovec {
+                iov_base: $bytes.cast_mut(),
+                iov_len: $len,
+            };
+            if let Some(result) = carry($fd, $way, &raw const part, 1, $flags) {
+                return finish(result);
+            }
+        }
+    };
+}
+
+/// Carries a call over the SAN, with all its waits. `None`: it is the kernel's.
+pub(super) fn carry(
+    fd: c_int,
+    way: Way,
+    parts: *const iovec,
+    count: usize,
+    flags: c_int,
+) -> Option<Result<usize, Errno>> {
+    let mut transfer = match with_program!(Transfer::new(fd, way, parts, count, flags)) {
+        Ok(transfer) => transfer,
+        Err(errno) => return Some(Err(errno)),
+    };
+    loop {
+        let mut step = super::kept(|| stream::step(&mut transfer));
+        if matches!(step, Step::Wait) {
+            let wait = &mut transfer.wait;
+            let errno = sleep!(wait);
+            match guarded(|| stream::woken(&mut transfer, errno)) {
+                Some(end) => step = end,
+                None => continue,
+            }
+        }
+        return match step {
+            Step::Done(count) => Some(Ok(count)),
+            Step::Failed(errno) => Some(Err(errno)),
+            Step::Kernel | Step::Wait => None,
+        };
+    }
+}
+
+fn finish(result: Result<usize, Errno>) -> ssize_t {
+    errno::answer(result)
+}
+
 exports! {
     fn send(fd: c_int, bytes: *const c_void, len: size_t, flags: c_int) -> ssize_t {
+        carried_bytes!(fd, Way::Send, bytes, len, flags);
         sending!(fd, real!(send(fd, bytes, len, flags)))
     }
 
     fn __send(fd: c_int, bytes: *const c_void, len: size_t, flags: c_int) -> ssize_t {
-        sending!(fd, real!(send(fd, bytes, len, flags)))
+        // SAFETY: as of `send`.
+        unsafe { send(fd, bytes, len, flags) }
     }
 
     fn sendto(fd: c_int, bytes: *const c_void, len: size_t, flags: c_int, name: *const sockaddr, name_len: socklen_t) -> ssize_t {
-        match with_program!(names::datagram_to(fd, name, name_len)) {
+        carried_bytes!(fd, Way::Send, bytes, len, flags);
+        match with_program!(datagrams::destination(fd, name, name_len)) {
             None => sending!(fd, real!(sendto(fd, bytes, len, flags, name, name_len))),
             Some(to) => real!(sendto(fd, bytes, len, flags, to.const_pointer(), to.len)),
         }
     }
 
     fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
-        if let Some(name) = with_program!(names::name_of_message(fd, message))
-            && let Some(to) = with_program!(names::datagram_to(fd, name.0, name.1))
+        if stream::concerns(fd) {
+            let (parts, count) = with_program!(messages::parts(message));
+            if let Some(result) = carry(fd, Way::Send, parts, count, flags) {
+                return finish(result);
+            }
+        }
+        if let Some(name) = with_program!(datagrams::name_of(fd, message))
+            && let Some(to) = with_program!(datagrams::destination(fd, name.0, name.1))
         {
-            let placed = with_program!(names::readdressed(message, &to));
+            let placed = with_program!(datagrams::readdressed(message, &to));
             return real!(sendmsg(fd, &raw const placed, flags));
+        }
+        if let Err(errno) = with_program!(messages::may_pass(message)) {
+            return finish(Err(errno));
         }
         sending!(fd, real!(sendmsg(fd, message, flags)))
     }
 
-    fn sendmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
-        if names::is_datagram(fd) {
-            // One by one, because each may have another destination.
-            let mut sent = 0;
-            while sent < count {
-                let message = with_program!(names::message_at(messages, sent));
-                // SAFETY: an element of the program's array.
-                let result = unsafe { sendmsg(fd, message, flags) };
-                if result < 0 {
-                    return if sent == 0 { -1 } else { sent.cast_signed() };
-                }
-                with_program!(names::set_message_len(messages, sent, result));
-                sent += 1;
-            }
-            return sent.cast_signed();
+    fn sendmmsg(fd: c_int, array: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
+        if !stream::concerns(fd) && !datagrams::is_one(fd) {
+            let result = real!(sendmmsg(fd, array, count, flags));
+            traffic::moved(fd, with_program!(messages::bytes_of(array, result)), 0);
+            return result;
         }
-        let result = real!(sendmmsg(fd, messages, count, flags));
-        traffic::moved(fd, with_program!(names::bytes_of(messages, result)), 0);
-        result
+        // One by one: each may have another destination, or the SAN carries them.
+        let mut sent = 0;
+        while sent < count {
+            let message = with_program!(messages::at(array, sent));
+            // SAFETY: an element of the program's array.
+            let result = unsafe { sendmsg(fd, message, flags) };
+            if result < 0 {
+                return if sent == 0 { -1 } else { sent.cast_signed() };
+            }
+            with_program!(messages::set_len(array, sent, result));
+            sent += 1;
+        }
+        sent.cast_signed()
     }
 
     fn recv(fd: c_int, bytes: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
+        carried_bytes!(fd, Way::Receive, bytes.cast_const(), len, flags);
         receiving!(fd, real!(recv(fd, bytes, len, flags)))
     }
 
     fn __recv_chk(fd: c_int, bytes: *mut c_void, len: size_t, room: size_t, flags: c_int) -> ssize_t {
+        if len <= room {
+            carried_bytes!(fd, Way::Receive, bytes.cast_const(), len, flags);
+        }
         receiving!(fd, real!(__recv_chk(fd, bytes, len, room, flags)))
     }
 
     fn recvfrom(fd: c_int, bytes: *mut c_void, len: size_t, flags: c_int, name: *mut sockaddr, name_len: *mut socklen_t) -> ssize_t {
+        if stream::concerns(fd) {
+            let part = iovec { iov_base: bytes, iov_len: len };
+            if let Some(result) = carry(fd, Way::Receive, &raw const part, 1, flags) {
+                if result.is_ok() {
+                    with_program!(messages::no_name(name_len));
+                }
+                return finish(result);
+            }
+        }
         let result = real!(recvfrom(fd, bytes, len, flags, name, name_len));
-        if result >= 0 && !name_len.is_null() && names::has_redirect(fd) {
-            with_program!(names::datagram_from(fd, name, name_len.read_unaligned()));
+        if result >= 0 && datagrams::has_redirect(fd) {
+            with_program!(datagrams::translate_source(fd, name, name_len));
         }
         traffic::moved(fd, 0, result);
         result
     }
 
     fn __recvfrom_chk(fd: c_int, bytes: *mut c_void, len: size_t, room: size_t, flags: c_int, name: *mut sockaddr, name_len: *mut socklen_t) -> ssize_t {
-        let result = real!(__recvfrom_chk(fd, bytes, len, room, flags, name, name_len));
-        if result >= 0 && !name_len.is_null() && names::has_redirect(fd) {
-            with_program!(names::datagram_from(fd, name, name_len.read_unaligned()));
+        if len > room {
+            return real!(__recvfrom_chk(fd, bytes, len, room, flags, name, name_len));
         }
-        traffic::moved(fd, 0, result);
-        result
+        // SAFETY: as of `recvfrom`.
+        unsafe { recvfrom(fd, bytes, len, flags, name, name_len) }
     }
 
     fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+        if stream::concerns(fd) && flags & libc::MSG_ERRQUEUE == 0 {
+            let (parts, count) = with_program!(messages::parts(message));
+            if let Some(result) = carry(fd, Way::Receive, parts, count, flags) {
+                if result.is_ok() {
+                    with_program!(messages::nothing_else(message));
+                }
+                return finish(result);
+            }
+        }
         let result = real!(recvmsg(fd, message, flags));
-        if result >= 0 && names::has_redirect(fd) {
-            with_program!(names::message_from(fd, message));
+        if result >= 0 && datagrams::has_redirect(fd) {
+            with_program!(datagrams::translate_message(fd, message));
         }
         traffic::moved(fd, 0, result);
         result
     }
 
-    fn recvmmsg(fd: c_int, messages: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int {
-        let result = real!(recvmmsg(fd, messages, count, flags, timeout));
-        if result > 0 && names::has_redirect(fd) {
-            with_program!(names::messages_from(fd, messages, result));
+    fn recvmmsg(fd: c_int, array: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int {
+        if stream::concerns(fd) {
+            let mut received = 0;
+            while received < count {
+                let message = with_program!(messages::at(array, received));
+                let once = flags & !libc::MSG_WAITFORONE;
+                let waits_for_one = flags & libc::MSG_WAITFORONE != 0 && received > 0;
+                let once = if waits_for_one { once | libc::MSG_DONTWAIT } else { once };
+                // SAFETY: an element of the program's array.
+                let result = unsafe { recvmsg(fd, message, once) };
+                if result < 0 {
+                    return if received == 0 { -1 } else { received.cast_signed() };
+                }
+                with_program!(messages::set_len(array, received, result));
+                received += 1;
+                if result == 0 {
+                    break;
+                }
+            }
+            return received.cast_signed();
         }
-        traffic::moved(fd, 0, with_program!(names::bytes_of(messages, result)));
+        let result = real!(recvmmsg(fd, array, count, flags, timeout));
+        if result > 0 && datagrams::has_redirect(fd) {
+            with_program!(datagrams::translate_messages(fd, array, result));
+        }
+        traffic::moved(fd, 0, with_program!(messages::bytes_of(array, result)));
         result
     }
 
     fn read(fd: c_int, bytes: *mut c_void, len: size_t) -> ssize_t {
+        carried_bytes!(fd, Way::Receive, bytes.cast_const(), len, 0);
         receiving!(fd, real!(read(fd, bytes, len)))
     }
 
     fn __read(fd: c_int, bytes: *mut c_void, len: size_t) -> ssize_t {
-        receiving!(fd, real!(read(fd, bytes, len)))
+        // SAFETY: as of `read`.
+        unsafe { read(fd, bytes, len) }
     }
 
     fn __read_chk(fd: c_int, bytes: *mut c_void, len: size_t, room: size_t) -> ssize_t {
+        if len <= room {
+            carried_bytes!(fd, Way::Receive, bytes.cast_const(), len, 0);
+        }
         receiving!(fd, real!(__read_chk(fd, bytes, len, room)))
     }
 
     fn write(fd: c_int, bytes: *const c_void, len: size_t) -> ssize_t {
+        carried_bytes!(fd, Way::Send, bytes, len, 0);
         sending!(fd, real!(write(fd, bytes, len)))
     }
 
     fn __write(fd: c_int, bytes: *const c_void, len: size_t) -> ssize_t {
-        sending!(fd, real!(write(fd, bytes, len)))
+        // SAFETY: as of `write`.
+        unsafe { write(fd, bytes, len) }
     }
 
     fn readv(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
+        if let Ok(parts_count) = usize::try_from(count) {
+            carried!(fd, Way::Receive, parts, parts_count, 0);
+        }
         receiving!(fd, real!(readv(fd, parts, count)))
     }
 
     fn writev(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
+        if let Ok(parts_count) = usize::try_from(count) {
+            carried!(fd, Way::Send, parts, parts_count, 0);
+        }
         sending!(fd, real!(writev(fd, parts, count)))
     }
 
-    fn sendfile(to: c_int, from: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
-        sending!(to, real!(sendfile(to, from, offset, count)))
+    fn preadv2(fd: c_int, parts: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
+        if stream::concerns(fd) {
+            return finish(Err(libc::ESPIPE));
+        }
+        real!(preadv2(fd, parts, count, offset, flags))
     }
 
-    fn sendfile64(to: c_int, from: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
-        sending!(to, real!(sendfile(to, from, offset, count)))
+    fn pwritev2(fd: c_int, parts: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
+        if stream::concerns(fd) {
+            return finish(Err(libc::ESPIPE));
+        }
+        real!(pwritev2(fd, parts, count, offset, flags))
     }
 
-    fn splice(from: c_int, from_offset: *mut off_t, to: c_int, to_offset: *mut off_t, len: size_t, flags: c_uint) -> ssize_t {
-        receiving!(from, sending!(to, real!(splice(from, from_offset, to, to_offset, len, flags))))
+    fn preadv64v2(fd: c_int, parts: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
+        // SAFETY: as of `preadv2`.
+        unsafe { preadv2(fd, parts, count, offset, flags) }
+    }
+
+    fn pwritev64v2(fd: c_int, parts: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
+        // SAFETY: as of `pwritev2`.
+        unsafe { pwritev2(fd, parts, count, offset, flags) }
     }
 }

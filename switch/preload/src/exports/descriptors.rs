@@ -1,17 +1,17 @@
 //! Exports: the life of descriptors.
 #![expect(unsafe_code, reason = "exports with the C library's names")]
 
-use core::ffi::{c_char, c_int, c_uint};
+use core::ffi::{c_char, c_int, c_uint, c_ulong};
 
 use libc::FILE;
 
-use super::{exports, real};
-use crate::calls::{descriptors, guarded};
+use super::{exports, kept, real, with_program};
+use crate::calls::{control, descriptors, guarded, stream};
 use crate::{errno, runtime};
 
 exports! {
     fn close(fd: c_int) -> c_int {
-        match guarded(|| descriptors::closing(fd)) {
+        match kept(|| descriptors::closing(fd)) {
             Ok(()) => real!(close(fd)),
             Err(errno) => errno::answer_unit(Err(errno)),
         }
@@ -44,7 +44,7 @@ exports! {
         }
         let new = real!(dup(fd));
         if new >= 0 {
-            guarded(|| descriptors::duplicated(fd, new));
+            kept(|| descriptors::duplicated(fd, new));
         }
         new
     }
@@ -55,7 +55,7 @@ exports! {
         }
         let result = real!(dup2(old, new));
         if result >= 0 {
-            guarded(|| descriptors::duplicated(old, new));
+            kept(|| descriptors::duplicated(old, new));
         }
         result
     }
@@ -71,7 +71,7 @@ exports! {
         }
         let result = real!(dup3(old, new, flags));
         if result >= 0 {
-            guarded(|| descriptors::duplicated(old, new));
+            kept(|| descriptors::duplicated(old, new));
         }
         result
     }
@@ -80,9 +80,12 @@ exports! {
         if runtime::is_hidden(fd) {
             return errno::answer_unit(Err(libc::EBADF));
         }
+        if let Some(result) = kept(|| control::fcntl(fd, command, argument)) {
+            return errno::answer_int(result);
+        }
         let result = real!(fcntl(fd, command, argument));
         if result >= 0 && (command == libc::F_DUPFD || command == libc::F_DUPFD_CLOEXEC) {
-            guarded(|| descriptors::duplicated(fd, result));
+            kept(|| descriptors::duplicated(fd, result));
         }
         result
     }
@@ -95,6 +98,26 @@ exports! {
     fn __fcntl(fd: c_int, command: c_int, argument: usize) -> c_int {
         // SAFETY: as of `fcntl`.
         unsafe { fcntl(fd, command, argument) }
+    }
+
+    fn ioctl(fd: c_int, request: c_ulong, argument: usize) -> c_int {
+        if runtime::is_hidden(fd) {
+            return errno::answer_unit(Err(libc::EBADF));
+        }
+        let pointer = core::ptr::with_exposed_provenance_mut(argument);
+        match with_program!(control::ioctl(fd, request, pointer)) {
+            Some(result) => errno::answer_unit(result),
+            None => real!(ioctl(fd, request, argument)),
+        }
+    }
+
+    fn fdopen(fd: c_int, mode: *const c_char) -> *mut FILE {
+        // The stream's reads and writes would go to the kernel's socket.
+        if stream::concerns(fd) && kept(|| stream::queued(fd)).is_some() {
+            errno::store(libc::EOPNOTSUPP);
+            return core::ptr::null_mut();
+        }
+        real!(fdopen(fd, mode))
     }
 
     fn fclose(stream: *mut FILE) -> c_int {
@@ -118,10 +141,7 @@ fn leave(stream: *mut FILE) {
     if runtime::get().is_none() || stream.is_null() {
         return;
     }
-    let kept = errno::load();
-    // SAFETY: a stream of the program, not yet closed.
-    let fd = unsafe { libc::fileno(stream) };
-    errno::store(kept);
+    let fd = with_program!(libc::fileno(stream));
     // The stream is the program's, so its descriptor is none of ours.
-    guarded(|| descriptors::closing(fd)).ok();
+    kept(|| descriptors::closing(fd)).ok();
 }

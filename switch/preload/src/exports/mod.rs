@@ -5,8 +5,13 @@
 
 mod data;
 mod descriptors;
+mod files;
 mod names;
 mod outside;
+mod ready;
+
+use crate::calls::guarded;
+use crate::errno;
 
 /// Defines exports. The body may use `real!(name(arguments))` for the real function.
 macro_rules! exports {
@@ -33,10 +38,40 @@ macro_rules! real {
 /// Runs a part of `calls` that takes pointers of the program.
 macro_rules! with_program {
     ($call:expr) => {
-        crate::calls::guarded(||
+        crate::exports::kept(||
             // SAFETY: the pointers are the program's own: whoever called the export promised what the real function asks for.
             unsafe { $call })
     };
 }
 
-pub(crate) use {exports, real, with_program};
+/// Carries out a wait with the real `ppoll`, where a thread may be cancelled or jump away. Gives its errno, 0 for none, and puts the
+/// program's back.
+macro_rules! sleep {
+    ($wait:ident) => {{
+        let before = crate::errno::load();
+        let timeout = $wait.timeout();
+        let timeout = timeout
+            .as_ref()
+            .map_or(core::ptr::null(), core::ptr::from_ref);
+        let result = $crate::exports::real!(ppoll(
+            $wait.fds.as_mut_ptr(),
+            $wait.len as libc::nfds_t,
+            timeout,
+            core::ptr::null()
+        ));
+        let errno = if result < 0 { crate::errno::load() } else { 0 };
+        crate::errno::store(before);
+        errno
+    }};
+}
+
+/// Runs a part of `calls` and puts `errno` back: only an export's own answer changes it.
+#[inline]
+fn kept<T>(work: impl FnOnce() -> T) -> T {
+    let before = errno::load();
+    let value = guarded(work);
+    errno::store(before);
+    value
+}
+
+pub(crate) use {exports, real, sleep, with_program};

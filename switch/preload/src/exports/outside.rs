@@ -3,11 +3,11 @@
 //! Invariants: rings of the kernel would move bytes that no export sees, so there are none: programs fall back to ordinary calls.
 #![expect(unsafe_code, reason = "exports with the C library's names")]
 
-use core::ffi::{c_int, c_long, c_uint, c_void};
+use core::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
 
 use libc::size_t;
 
-use super::{descriptors, exports, names, real};
+use super::{data, descriptors, exports, files, names, ready, real};
 use crate::{errno, runtime};
 
 /// The answer to every way into io_uring; liburing's functions return it negative.
@@ -42,6 +42,22 @@ exports! {
                 libc::SYS_dup => descriptors::dup(int(a)) as isize,
                 libc::SYS_dup3 => descriptors::dup3(int(a), int(b), int(c)) as isize,
                 libc::SYS_fcntl => descriptors::fcntl(int(a), int(b), c) as isize,
+                libc::SYS_read => data::read(int(a), pointer(b), c),
+                libc::SYS_write => data::write(int(a), pointer(b), c),
+                libc::SYS_readv => data::readv(int(a), pointer(b).cast(), int(c)),
+                libc::SYS_writev => data::writev(int(a), pointer(b).cast(), int(c)),
+                libc::SYS_sendto => data::sendto(int(a), pointer(b), c, int(d), pointer(e).cast(), uint(f)),
+                libc::SYS_recvfrom => data::recvfrom(int(a), pointer(b), c, int(d), pointer(e).cast(), pointer(f).cast()),
+                libc::SYS_sendmsg => data::sendmsg(int(a), pointer(b).cast(), int(c)),
+                libc::SYS_recvmsg => data::recvmsg(int(a), pointer(b).cast(), int(c)),
+                libc::SYS_sendmmsg => data::sendmmsg(int(a), pointer(b).cast(), uint(c), int(d)) as isize,
+                libc::SYS_sendfile => files::sendfile(int(a), int(b), pointer(c).cast(), d),
+                libc::SYS_splice => files::splice(int(a), pointer(b).cast(), int(c), pointer(d).cast(), e, uint(f)),
+                libc::SYS_shutdown => names::shutdown(int(a), int(b)) as isize,
+                libc::SYS_setsockopt => names::setsockopt(int(a), int(b), int(c), pointer(d), uint(e)) as isize,
+                libc::SYS_getsockopt => names::getsockopt(int(a), int(b), int(c), pointer(d), pointer(e).cast()) as isize,
+                libc::SYS_ioctl => descriptors::ioctl(int(a), b as c_ulong, c) as isize,
+                libc::SYS_epoll_ctl => ready::epoll_ctl(int(a), int(b), int(c), pointer(d).cast()) as isize,
                 _ => crate::real::syscall(number, a, b, c, d, e, f),
             }
         }

@@ -1,0 +1,160 @@
+//! Message headers and file pieces of calls that move bytes.
+//!
+//! Place: `exports::data` and `exports::files`. Invariants: pointers are the program's and used only for the call they came with.
+//! Source: sendmsg(2), recvmsg(2), sendfile(2).
+#![expect(unsafe_code, reason = "reads and writes structures of the program")]
+
+use core::ffi::{c_int, c_uint};
+
+use libc::{iovec, mmsghdr, msghdr, off_t, socklen_t};
+use switch::{Errno, sys};
+
+use crate::calls::stream;
+
+/// The parts of a message.
+///
+/// # Safety
+/// `message` is as of `sendmsg` or `recvmsg`.
+pub(crate) unsafe fn parts(message: *const msghdr) -> (*const iovec, usize) {
+    // SAFETY: by the caller's promise.
+    let message = unsafe { message.read_unaligned() };
+    (message.msg_iov.cast_const(), message.msg_iovlen)
+}
+
+/// After a receive on a connection: it has no name, no control data and no flags.
+///
+/// # Safety
+/// `message` is as of `recvmsg`.
+pub(crate) unsafe fn nothing_else(message: *mut msghdr) {
+    // SAFETY: by the caller's promise.
+    let mut header = unsafe { message.read_unaligned() };
+    header.msg_namelen = 0;
+    header.msg_controllen = 0;
+    header.msg_flags = 0;
+    // SAFETY: as above.
+    unsafe { message.write_unaligned(header) };
+}
+
+/// A receive on a connection tells no name.
+///
+/// # Safety
+/// `len` is null or valid.
+pub(crate) unsafe fn no_name(len: *mut socklen_t) {
+    if !len.is_null() {
+        // SAFETY: by the caller's promise.
+        unsafe { len.write_unaligned(0) };
+    }
+}
+
+/// Whether a message may go to the kernel: descriptors of SAN connections would arrive as sockets without a connection.
+///
+/// # Safety
+/// `message` is as of `sendmsg`.
+pub(crate) unsafe fn may_pass(message: *const msghdr) -> Result<(), Errno> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: by the caller's promise; the macros below stay inside its control data.
+    let mut control = unsafe { libc::CMSG_FIRSTHDR(message) };
+    while !control.is_null() {
+        // SAFETY: a header inside the control data.
+        let header = unsafe { control.read_unaligned() };
+        if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+            // SAFETY: as above.
+            let fds = unsafe { libc::CMSG_DATA(control) };
+            // SAFETY: takes no pointer.
+            let head = unsafe { libc::CMSG_LEN(0) } as usize;
+            let count = header.cmsg_len.saturating_sub(head) / size_of::<c_int>();
+            for n in 0..count {
+                // SAFETY: inside the data of this header.
+                let at = unsafe { fds.add(n * size_of::<c_int>()) };
+                // SAFETY: as above.
+                let fd = unsafe { at.cast::<c_int>().read_unaligned() };
+                if stream::concerns(fd) && stream::queued(fd).is_some() {
+                    return Err(libc::EOPNOTSUPP);
+                }
+            }
+        }
+        // SAFETY: as above.
+        control = unsafe { libc::CMSG_NXTHDR(message, control) };
+    }
+    Ok(())
+}
+
+/// Header of one message of an array.
+///
+/// # Safety
+/// `messages` has more than `index` elements.
+pub(crate) unsafe fn at(messages: *mut mmsghdr, index: c_uint) -> *mut msghdr {
+    // SAFETY: by the caller's promise.
+    let message = unsafe { messages.add(index as usize) };
+    // SAFETY: as above.
+    unsafe { &raw mut (*message).msg_hdr }
+}
+
+/// Notes the bytes moved of one message of an array.
+///
+/// # Safety
+/// `messages` has more than `index` elements.
+pub(crate) unsafe fn set_len(messages: *mut mmsghdr, index: c_uint, len: isize) {
+    // SAFETY: by the caller's promise.
+    let message = unsafe { messages.add(index as usize) };
+    let len = c_uint::try_from(len).unwrap_or(c_uint::MAX);
+    // SAFETY: as above.
+    unsafe { (*message).msg_len = len };
+}
+
+/// Bytes of the first `count` messages of an array, as the kernel noted them.
+///
+/// # Safety
+/// `messages` has `count` elements.
+pub(crate) unsafe fn bytes_of(messages: *mut mmsghdr, count: c_int) -> isize {
+    let mut bytes = 0_isize;
+    for index in 0..usize::try_from(count).unwrap_or(0) {
+        // SAFETY: by the caller's promise.
+        let message = unsafe { messages.add(index) };
+        // SAFETY: as above.
+        let len = unsafe { (*message).msg_len };
+        bytes = bytes.saturating_add(isize::try_from(len).unwrap_or(0));
+    }
+    bytes
+}
+
+/// Reads a piece of a file, at `*offset`, or where the file stands when that is null; neither moves.
+///
+/// # Safety
+/// `offset` is null or valid.
+pub(crate) unsafe fn read_at(
+    file: c_int,
+    offset: *const off_t,
+    room: &mut [u8],
+) -> Result<usize, Errno> {
+    let at = if offset.is_null() {
+        sys::seek(file, 0, libc::SEEK_CUR)?
+    } else {
+        // SAFETY: by the caller's promise.
+        unsafe { offset.read_unaligned() }
+    };
+    sys::read_at(file, room, at).map_err(|errno| match errno {
+        // What cannot be read at an offset cannot be sent either.
+        libc::ESPIPE => libc::EINVAL,
+        errno => errno,
+    })
+}
+
+/// Moves on by what was sent.
+///
+/// # Safety
+/// `offset` is null or valid.
+pub(crate) unsafe fn advance(file: c_int, offset: *mut off_t, count: usize) {
+    let count = off_t::try_from(count).unwrap_or(0);
+    if offset.is_null() {
+        // The file could be read at its place a moment ago.
+        sys::seek(file, count, libc::SEEK_CUR).ok();
+        return;
+    }
+    // SAFETY: by the caller's promise.
+    let at = unsafe { offset.read_unaligned() };
+    // SAFETY: as above.
+    unsafe { offset.write_unaligned(at.saturating_add(count)) };
+}

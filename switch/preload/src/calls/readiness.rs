@@ -1,0 +1,382 @@
+//! `poll`, `select` and `epoll` with sockets that the switch knows.
+//!
+//! Place: `exports::ready` -> here -> `switch::readiness`. Invariants: nothing here waits.
+#![expect(unsafe_code, reason = "reads and writes arrays of the program")]
+
+use core::ffi::c_int;
+
+use libc::{epoll_event, fd_set, pollfd};
+use switch::outcome::now_ns;
+use switch::readiness::epoll::{EpollSet, Event, Scan};
+use switch::readiness::poll::{self, PollState, Round};
+use switch::table::Kind;
+use switch::{Errno, sys};
+
+use crate::calls::wait::timespec;
+use crate::runtime::{self, SERVICE, SETS, TABLE};
+
+/// End of a wait that begins now; `u64::MAX`: none.
+pub(crate) fn deadline_ms(timeout_ms: c_int) -> u64 {
+    u64::try_from(timeout_ms).map_or(u64::MAX, |ms| {
+        now_ns().saturating_add(ms.saturating_mul(1_000_000))
+    })
+}
+
+/// End of a wait that begins now and takes a span of the C library.
+///
+/// # Errors
+/// `EINVAL` for a span that is none.
+pub(crate) fn deadline_of(seconds: i64, nanos: i64) -> Result<u64, Errno> {
+    let seconds = u64::try_from(seconds).map_err(|_| libc::EINVAL)?;
+    let nanos = u64::try_from(nanos).map_err(|_| libc::EINVAL)?;
+    if nanos >= 1_000_000_000 {
+        return Err(libc::EINVAL);
+    }
+    let span = seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
+    Ok(now_ns().saturating_add(span))
+}
+
+/// Time left until a deadline or the end of one wait, whichever comes first; `None` for ever.
+pub(crate) fn left(deadline_ns: u64, limit_ns: Option<u64>) -> Option<libc::timespec> {
+    let now = now_ns();
+    let until = deadline_ns.min(limit_ns.map_or(u64::MAX, |limit| now.saturating_add(limit)));
+    (until != u64::MAX).then(|| timespec(until.saturating_sub(now)))
+}
+
+/// As [`left`], in milliseconds, rounded up, -1 for ever.
+pub(crate) fn left_ms(deadline_ns: u64, limit_ns: Option<u64>) -> c_int {
+    left(deadline_ns, limit_ns).map_or(-1, |t| {
+        let ms = t
+            .tv_sec
+            .saturating_mul(1000)
+            .saturating_add((t.tv_nsec + 999_999) / 1_000_000);
+        c_int::try_from(ms).unwrap_or(c_int::MAX)
+    })
+}
+
+/// Whether the time is over.
+pub(crate) fn is_over(deadline_ns: u64) -> bool {
+    deadline_ns != u64::MAX && now_ns() >= deadline_ns
+}
+
+/// Whether a poll needs the switch.
+///
+/// # Safety
+/// `fds` has `count` elements.
+pub(crate) unsafe fn concerns(fds: *const pollfd, count: usize) -> bool {
+    if fds.is_null() || count == 0 {
+        return false;
+    }
+    // SAFETY: by the caller's promise.
+    let fds = unsafe { core::slice::from_raw_parts(fds, count) };
+    poll::concerns(&TABLE, fds.iter().map(|f| f.fd))
+}
+
+/// A round of a poll.
+///
+/// # Safety
+/// `fds` has `count` elements and `work` has [`poll::EXTRA`] more.
+pub(crate) unsafe fn round(
+    fds: *mut pollfd,
+    count: usize,
+    work: *mut pollfd,
+    state: &mut PollState,
+    deadline_ns: u64,
+) -> Round {
+    let Some(runtime) = runtime::get() else {
+        return Round::Ready(0);
+    };
+    SERVICE.ensure();
+    // SAFETY: by the caller's promise.
+    let fds = unsafe { core::slice::from_raw_parts_mut(fds, count) };
+    // SAFETY: by the caller's promise.
+    let work = unsafe { core::slice::from_raw_parts_mut(work, count + poll::EXTRA) };
+    poll::round(&runtime.desk(), fds, work, state, !is_over(deadline_ns))
+}
+
+/// After the wait of a poll.
+///
+/// # Safety
+/// `work` has `len` elements.
+pub(crate) unsafe fn woken(work: *const pollfd, len: usize, state: &mut PollState) {
+    if let Some(runtime) = runtime::get() {
+        // SAFETY: by the caller's promise.
+        let work = unsafe { core::slice::from_raw_parts(work, len) };
+        poll::woken(&runtime.desk(), work, state);
+    }
+}
+
+/// Numbers that an `fd_set` can hold.
+const SET_SIZE: usize = 1024;
+
+/// The sets of a select. Longer ones than the C library's type are the kernel's to read.
+#[derive(Clone, Copy)]
+pub(crate) struct Selection {
+    /// One past the highest number.
+    pub(crate) count: usize,
+    /// Read, write, except.
+    pub(crate) sets: [*mut fd_set; 3],
+}
+
+/// What each set asks for, and what puts a number into it (select(2)).
+const ASKED: [i16; 3] = [
+    libc::POLLIN | libc::POLLRDNORM,
+    libc::POLLOUT | libc::POLLWRNORM,
+    libc::POLLPRI,
+];
+const ANSWERED: [i16; 3] = [
+    libc::POLLIN | libc::POLLRDNORM | libc::POLLHUP | libc::POLLERR,
+    libc::POLLOUT | libc::POLLWRNORM | libc::POLLERR,
+    libc::POLLPRI,
+];
+
+impl Selection {
+    /// The sets of a call.
+    pub(crate) fn new(count: c_int, sets: [*mut fd_set; 3]) -> Option<Self> {
+        let count = usize::try_from(count).ok().filter(|&c| c <= SET_SIZE)?;
+        Some(Self { count, sets })
+    }
+
+    /// Events asked for of a number.
+    ///
+    /// # Safety
+    /// The sets are null or valid.
+    unsafe fn events(&self, fd: usize) -> i16 {
+        let mut events = 0;
+        for (&set, asked) in self.sets.iter().zip(ASKED) {
+            // SAFETY: by the caller's promise; the number is below the size of a set.
+            if !set.is_null() && unsafe { libc::FD_ISSET(number(fd), set) } {
+                events |= asked;
+            }
+        }
+        events
+    }
+
+    /// Numbers asked for.
+    ///
+    /// # Safety
+    /// The sets are null or valid.
+    pub(crate) unsafe fn numbers(&self) -> usize {
+        let wanted = |fd: &usize| {
+            // SAFETY: by the caller's promise.
+            let events = unsafe { self.events(*fd) };
+            events != 0
+        };
+        (0..self.count).filter(wanted).count()
+    }
+
+    /// Whether the switch must be asked.
+    ///
+    /// # Safety
+    /// The sets are null or valid.
+    pub(crate) unsafe fn concerns(&self) -> bool {
+        let wanted = |fd: &usize| {
+            // SAFETY: by the caller's promise.
+            let events = unsafe { self.events(*fd) };
+            events != 0
+        };
+        poll::concerns(&TABLE, (0..self.count).filter(wanted).map(number))
+    }
+
+    /// Writes the poll that the select is.
+    ///
+    /// # Safety
+    /// The sets are null or valid, and `fds` has room for [`Self::numbers`].
+    pub(crate) unsafe fn spread(&self, fds: *mut pollfd) {
+        let mut at = 0;
+        for fd in 0..self.count {
+            // SAFETY: by the caller's promise.
+            let events = unsafe { self.events(fd) };
+            if events != 0 {
+                // SAFETY: by the caller's promise.
+                let entry = unsafe { fds.add(at) };
+                let value = pollfd {
+                    fd: number(fd),
+                    events,
+                    revents: 0,
+                };
+                // SAFETY: as above.
+                unsafe { entry.write(value) };
+                at += 1;
+            }
+        }
+    }
+
+    /// Writes the answer of a poll of `count` entries into the sets. Returns the bits set, or `EBADF`.
+    ///
+    /// # Safety
+    /// The sets are null or valid, and `fds` has `count` entries.
+    pub(crate) unsafe fn gather(&self, fds: *const pollfd, count: usize) -> Result<c_int, Errno> {
+        // SAFETY: by the caller's promise.
+        let fds = unsafe { core::slice::from_raw_parts(fds, count) };
+        if fds.iter().any(|f| f.revents & libc::POLLNVAL != 0) {
+            return Err(libc::EBADF);
+        }
+        let mut bits = 0;
+        for ((&set, asked), answered) in self.sets.iter().zip(ASKED).zip(ANSWERED) {
+            if set.is_null() {
+                continue;
+            }
+            for entry in fds.iter().filter(|f| f.events & asked != 0) {
+                if entry.revents & answered != 0 {
+                    bits += 1;
+                } else {
+                    // SAFETY: by the caller's promise; the number came out of this set.
+                    unsafe { libc::FD_CLR(entry.fd, set) };
+                }
+            }
+        }
+        Ok(bits)
+    }
+}
+
+fn number(fd: usize) -> c_int {
+    c_int::try_from(fd).unwrap_or(-1)
+}
+
+/// `epoll_ctl`, or `None` for the real function.
+///
+/// # Safety
+/// `event` is null or valid.
+pub(crate) unsafe fn control(
+    set_fd: c_int,
+    operation: c_int,
+    fd: c_int,
+    event: *const epoll_event,
+) -> Option<Result<(), Errno>> {
+    let runtime = runtime::get()?;
+    if runtime::is_hidden(fd) || runtime::is_hidden(set_fd) {
+        return Some(Err(libc::EBADF));
+    }
+    let slot = TABLE.get(fd)?;
+    let socket = slot.socket()?;
+    if runtime.process.is_foreign() {
+        return None;
+    }
+    let event = if operation == libc::EPOLL_CTL_DEL {
+        Event { events: 0, data: 0 }
+    } else if event.is_null() {
+        return Some(Err(libc::EFAULT));
+    } else {
+        // SAFETY: by the caller's promise.
+        let event = unsafe { event.read_unaligned() };
+        Event {
+            events: event.events,
+            data: event.u64,
+        }
+    };
+    switch::readiness::drive(&runtime.switch, socket);
+    let known = TABLE.get_set(set_fd);
+    if let Some(set) = known.as_ref().and_then(|s| s.set()) {
+        return Some(set.control(set_fd, operation, fd, &slot, event));
+    }
+    if operation != libc::EPOLL_CTL_ADD || TABLE.kind(set_fd) == Kind::Socket {
+        return None;
+    }
+    let set = match EpollSet::new(set_fd) {
+        Ok(set) => set,
+        // Not a set: the kernel says so too, in its own words.
+        Err(_) => return None,
+    };
+    let kept = TABLE.insert_set(set_fd, set)?;
+    let set = kept.set()?;
+    SETS.keep(set);
+    Some(set.control(set_fd, operation, fd, &slot, event))
+}
+
+/// Whether a set knows sockets of the switch.
+#[inline]
+pub(crate) fn is_known(set_fd: c_int) -> bool {
+    TABLE.kind(set_fd) == Kind::Set
+}
+
+/// Begins a wait on a set. `None` for the real function alone.
+///
+/// # Safety
+/// `events` has `room` elements.
+pub(crate) unsafe fn scan(
+    set_fd: c_int,
+    events: *mut epoll_event,
+    room: usize,
+    deadline_ns: u64,
+) -> Option<Scan> {
+    let runtime = runtime::get()?;
+    let slot = TABLE.get_set(set_fd)?;
+    SERVICE.ensure();
+    let put = |at: usize, event: Event| {
+        // SAFETY: `at` is below the room, by the promise of `scan`.
+        let place = unsafe { events.add(at) };
+        // SAFETY: by the caller's promise.
+        unsafe { place.write_unaligned(stored(event)) };
+    };
+    let may_sleep = !is_over(deadline_ns);
+    Some(
+        slot.set()?
+            .scan(&runtime.desk(), set_fd, room, may_sleep, put),
+    )
+}
+
+/// Ends a wait: `result` events of the kernel lie at `events`. Returns how many are the program's, ours added behind them.
+///
+/// # Safety
+/// `events` has `room` elements.
+pub(crate) unsafe fn collect(
+    set_fd: c_int,
+    events: *mut epoll_event,
+    room: usize,
+    result: c_int,
+    has_slept: bool,
+) -> usize {
+    let (Some(runtime), Some(slot)) = (runtime::get(), TABLE.get_set(set_fd)) else {
+        return usize::try_from(result).unwrap_or(0);
+    };
+    let Some(set) = slot.set() else {
+        return 0;
+    };
+    if has_slept {
+        set.slept();
+    }
+    let kept = {
+        let count = usize::try_from(result).unwrap_or(0).min(room);
+        // SAFETY: the kernel wrote so many, and the room is the caller's promise.
+        let told = unsafe { core::slice::from_raw_parts_mut(events, count) };
+        set.take_marks(told)
+    };
+    let put = |at: usize, event: Event| {
+        // SAFETY: below the room by the promise of `collect`.
+        let place = unsafe { events.add(kept + at) };
+        // SAFETY: by the caller's promise.
+        unsafe { place.write_unaligned(stored(event)) };
+    };
+    if !has_slept || kept == room {
+        return kept;
+    }
+    kept + set.collect(&runtime.desk(), set_fd, room - kept, put)
+}
+
+const fn stored(event: Event) -> epoll_event {
+    epoll_event {
+        events: event.events,
+        u64: event.data,
+    }
+}
+
+/// The kernel's events of a set without waiting, behind `ready` of ours. Returns all.
+///
+/// # Safety
+/// `events` has `room` elements.
+pub(crate) unsafe fn add_kernels(
+    set_fd: c_int,
+    events: *mut epoll_event,
+    room: usize,
+    ready: usize,
+) -> usize {
+    if ready >= room {
+        return ready;
+    }
+    // SAFETY: inside the room.
+    let rest = unsafe { events.add(ready) };
+    let count = sys::epoll_look(set_fd, rest, room - ready).unwrap_or(0);
+    // SAFETY: as above.
+    ready + unsafe { collect(set_fd, rest, room - ready, number(count), false) }
+}

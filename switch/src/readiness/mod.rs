@@ -1,0 +1,134 @@
+//! Readiness of sockets whose data the kernel does not carry, merged with the kernel's for all others.
+//!
+//! Place: `poll`, `select` and `epoll` of the preload library; [`poll`] for the calls that bring their descriptors along, [`epoll`]
+//! for sets. Invariants: a SAN connection owns no descriptor: its readiness is computed ([`look`]), and who sleeps arms a vector of
+//! its own for it, looks again, and only then sleeps. The parked kernel socket's state never shows.
+//! Hot: [`look`]. Source; a ready list in user space, with the vectors in the kernel's set.
+
+pub mod epoll;
+pub mod lock;
+pub mod poll;
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use crate::outcome::now_ns;
+use crate::socket::{Stage, SwitchSocket};
+use crate::switch::Switch;
+use crate::table::Table;
+use crate::waiters::{Sleep, Waiters};
+
+/// How long a thread yields the processor and looks again before it sleeps: a party on the same core answers within that.
+pub const SPIN_NS: u64 = 20_000;
+/// How soon a wait ends that could not arm everything it waits for.
+pub const BLIND_NS: u64 = 5_000_000;
+/// How soon a wait for a connect under way looks again: its event object may be another's by then.
+pub const CONNECT_NS: u64 = 50_000_000;
+
+/// What waiting needs of its process.
+#[derive(Clone, Copy)]
+pub struct Desk {
+    /// The switch.
+    pub switch: &'static Switch,
+    /// Descriptors.
+    pub table: &'static Table,
+    /// Vectors of threads.
+    pub waiters: &'static Waiters,
+}
+
+impl core::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
+}
+
+/// Where the readiness of a socket is found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// The kernel knows.
+    Kernel,
+    /// Here: `EPOLL*` bits, and counters that grow with each new edge.
+    Bits {
+        /// `EPOLL*` bits.
+        bits: u32,
+        /// Counters of readable and writable edges, read before the bits.
+        edges: (u64, u64),
+    },
+    /// A connect under way: not ready; this descriptor is signalled when it ends.
+    Connecting(RawFd),
+    /// The kernel knows of one half, this descriptor shows the other.
+    Listener(RawFd),
+}
+
+/// What a failed connect shows.
+const FAILED: u32 = (libc::EPOLLIN
+    | libc::EPOLLRDNORM
+    | libc::EPOLLOUT
+    | libc::EPOLLWRNORM
+    | libc::EPOLLRDHUP
+    | libc::EPOLLERR
+    | libc::EPOLLHUP) as u32;
+
+/// Drives a connect under way. Tells the host when it ends, so no set may be locked.
+pub fn drive(switch: &Switch, socket: &Arc<SwitchSocket>) {
+    if socket.is_connecting() {
+        switch.connect_in_background(socket);
+    }
+}
+
+/// Looks at a socket, after doing what can be done now for an established connection.
+pub fn look(socket: &SwitchSocket) -> Look {
+    match socket.stage() {
+        Stage::SanConnected => match socket.conn() {
+            Some(conn) => {
+                conn.progress();
+                let edges = conn.edge_counter();
+                Look::Bits {
+                    bits: conn.readiness(),
+                    edges,
+                }
+            }
+            None => Look::Kernel,
+        },
+        Stage::SanConnecting | Stage::Negotiating => {
+            Look::Connecting(socket.connect_event().map_or(-1, |(event, _)| event))
+        }
+        Stage::Failed if socket.has_error() => Look::Bits {
+            bits: FAILED,
+            edges: (u64::MAX, u64::MAX),
+        },
+        Stage::SanListening => socket.doorbell_fd().map_or(Look::Kernel, Look::Listener),
+        _ => Look::Kernel,
+    }
+}
+
+/// Arms an established connection for a wait. The caller looks again before it sleeps.
+pub fn arm(desk: &Desk, socket: &SwitchSocket, sleep: &mut Sleep) {
+    let Some(conn) = socket.conn() else {
+        return;
+    };
+    let provider = conn.provider();
+    let waiter = provider
+        .waiting
+        .function_of(conn.sp())
+        .and_then(|function| sleep.waiter(desk.waiters, provider, function));
+    // A connection that cannot be armed has failed, which the next look shows.
+    let is_armed = waiter.is_some_and(|waiter| conn.arm(waiter).is_ok());
+    if !is_armed {
+        sleep.set_blind();
+    }
+}
+
+/// Yields the processor and asks until there is an answer, or it is time to sleep.
+pub fn spin<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = now_ns().saturating_add(SPIN_NS);
+    loop {
+        if let Some(answer) = ask() {
+            return Some(answer);
+        }
+        if now_ns() >= end {
+            return None;
+        }
+        crate::sys::yield_now();
+    }
+}
