@@ -235,16 +235,12 @@ fn forbid_system_calls() {
         filter: filter.as_mut_ptr(),
     };
     // SAFETY: the option takes no pointers.
-    assert_eq!(
-        unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) },
-        0
-    );
+    let set = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    assert_eq!(set, 0);
     let mode = libc::SECCOMP_MODE_FILTER;
     // SAFETY: the program is valid and is copied by the kernel.
-    assert_eq!(
-        unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) },
-        0
-    );
+    let set = unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) };
+    assert_eq!(set, 0);
 }
 
 /// Runs `work` in a forked child that may make no system call; says how the child ended.
@@ -349,12 +345,15 @@ fn verbs_objects_post_and_poll_without_system_call_and_allocation() {
             if sent.status != WcStatus::SUCCESS || sent.wr_id != round {
                 return false;
             }
-            while wr.opcode == Opcode::SEND {
-                if let Some(wc) = b.cq.poll() {
-                    if wc.status != WcStatus::SUCCESS {
-                        return false;
+            if wr.opcode == Opcode::SEND {
+                let received = loop {
+                    if let Some(wc) = b.cq.poll() {
+                        break wc;
                     }
-                    break;
+                    std::hint::spin_loop();
+                };
+                if received.status != WcStatus::SUCCESS {
+                    return false;
                 }
             }
         }
