@@ -597,6 +597,36 @@ fn program_killed_while_its_peer_sleeps_wakes_it_with_the_right_end() {
 }
 
 #[test]
+fn shutdown_by_another_thread_wakes_a_sleeping_reader() {
+    let emulator = Emulator::start();
+    let listening = Baton::new();
+    let server = fork(|| {
+        let conn = emulator.accept(&listening);
+        let about_to_sleep = Baton::new();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let sleeper = Sleeper::new(&conn);
+                about_to_sleep.pass(1);
+                sleeper.recv(1)
+            });
+            about_to_sleep.wait();
+            // Before, during or after its sleep: the end is the same.
+            some_time(3);
+            conn.shutdown(How::Both).unwrap();
+            assert_eq!(reader.join().unwrap(), Ok(Vec::new()));
+        });
+        Sleeper::new(&conn).flush();
+    });
+    let client = fork(|| {
+        let conn = emulator.connect(&listening);
+        let sleeper = Sleeper::new(&conn);
+        assert_eq!(sleeper.recv(1), Ok(Vec::new()));
+    });
+    join(server);
+    join(client);
+}
+
+#[test]
 fn r195_emulator_killed_ends_blocked_calls_with_econnreset() {
     let mut emulator = Emulator::start();
     let listening = Baton::new();
