@@ -3,7 +3,7 @@
 //! Place: `switch` -> [`ServiceProvider`] -> provider; provider -> [`Upcalls`] -> `switch`.
 //! Invariants: [`SpSocket`] is the provider's own descriptor, [`SwitchHandle`] the switch's; the compiler refuses a mix-up.
 //! Both carry a generation, so a stale one is answered `NotSock`. No function blocks.
-//! Source: wsd-reference sections 19.1, 19.2 and 19.4; functions keep their names in snake case. The private extension traits
+//! Source: the Windows Sockets Direct reference (SPI functions, SAN extensions, upcalls); functions keep their names in snake case. The private extension traits
 //! ([`SharedMemory`], [`Waiting`], [`Sharing`]) are found the way R-19 finds extensions.
 
 use core::net::SocketAddrV4;
@@ -250,10 +250,10 @@ pub enum IoctlReply {
 /// A SAN service provider: every function of the dispatch table and of the SAN extensions.
 ///
 /// # Errors
-/// The codes of wsd-reference 19.1 and 19.2, and no others; `NetDown` from any function says that the whole provider failed.
+/// The codes that the Windows Sockets Direct reference gives the function, and no others; `NetDown` from any function says that the whole provider failed.
 #[expect(
     missing_docs,
-    reason = "each function is WSP… of wsd-reference sections 19.1 and 19.2, which name arguments and errors"
+    reason = "each function is the WSP function of its name in the Windows Sockets Direct reference"
 )]
 pub trait ServiceProvider: Send + Sync {
     fn wsp_startup_ex(
@@ -383,7 +383,7 @@ pub trait ServiceProvider: Send + Sync {
 /// `NotSock`, and `Inval` for completion, when the handle is not of [`Upcalls::wpu_create_socket_handle`].
 #[expect(
     missing_docs,
-    reason = "each function is WPU… of wsd-reference section 19.4"
+    reason = "each function is the WPU function of its name in the Windows Sockets Direct reference"
 )]
 pub trait Upcalls: Send + Sync {
     fn wpu_create_socket_handle(

@@ -1,7 +1,7 @@
 //! Windows Sockets error codes as the SPI speaks them, and their Linux errno.
 //!
 //! Place: every SPI function returns them; the preload library alone turns them into `errno`.
-//! Source: Winsock headers for the numbers; wsd-reference table 1.2 for the errno of each.
+//! Source: Winsock headers for the numbers; the errno of each is what kernel TCP answers in that case.
 
 use core::fmt;
 

@@ -3,7 +3,7 @@
 //! Place: `wsp_event_select` gets one per listening companion and one per connect attempt; a listener's doorbell is one too.
 //! Invariants: non-blocking and close-on-exec, closed by raw system call ([`driver::sys::Fd`]). An eventfd of the pool is never closed and lies there
 //! signalled: a thread that still waits for the attempt it belonged to wakes up instead of waiting on a stranger's number.
-//! Source: wsd-reference table 1.1 (event objects), R-80, R-101.
+//! Source: Winsock event objects as eventfds; of docs/wsd.md.
 
 use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};

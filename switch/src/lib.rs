@@ -3,7 +3,7 @@
 //! Place: program -> preload library -> [`Switch`] -> service providers (SAN) and [`tcp_provider::TcpProvider`] (kernel TCP).
 //! Invariants: nothing here blocks, every wait is a [`WaitPlan`] that the caller carries out; the program's descriptor is and
 //! stays the kernel TCP socket; after a connection is established over the SAN, no way leads back to TCP.
-//! Source: wsd-reference; docs/wsd.md says which requirement is met where and which test shows it.
+//! Source: the WDK pages on Windows Sockets Direct; docs/wsd.md says which requirement is met where and which test shows it.
 
 pub mod accept;
 pub mod close;

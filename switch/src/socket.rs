@@ -12,7 +12,7 @@
 //!                            |  +-> Tcp    +-> Failed      +-> Failed
 //!                            +-> Failed (final code)            every state -> Closed
 //! ```
-//! Source: R-29, R-35, R-36, wsd-reference section 20.
+//! Source: R-29, R-35, R-36.
 
 use core::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::RawFd;

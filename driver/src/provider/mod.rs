@@ -7,7 +7,7 @@
 //! is taken, and none of either kind during an upcall or a condition function.
 //! Hot: `wsp_send`, `wsp_recv`, `wsp_rdma_write`, `wsp_rdma_read`, `wsp_get_overlapped_result`: no lock, allocation or log, and no system call
 //! while the NIC is awake and nobody else works on the same queue.
-//! Source: wsd-reference sections 19.1 and 19.2 for functions and codes. Leaves out: decisions about roads, buffers and the session.
+//! Source: the Windows Sockets Direct reference (SPI functions and their codes). Leaves out: decisions about roads, buffers and the session.
 
 mod accept;
 mod bind;

@@ -2,7 +2,7 @@
 //!
 //! Place: every entry of the dispatch table resolves its [`SpSocket`] here; `bind`, `connect` and `accept` give a socket its queues.
 //! Invariants: a handle is function index (16 bits), generation (16) and record index (32); a stale one is `NotSock`. States
-//! change as wsd-reference section 20 says. Queues are taken away only under the function's lock and all three tokens. The record is
+//! change as those of Windows Sockets Direct providers do. Queues are taken away only under the function's lock and all three tokens. The record is
 //! not freed before the switch called close, and the switch's handle is closed by the last upcall.
 //! Source.
 //!

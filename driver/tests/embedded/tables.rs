@@ -177,7 +177,7 @@ fn a_function_that_failed_takes_its_sockets_with_it_and_a_new_one_is_opened() {
     let (_again, _peer) = crate::support::connect(&world.a, &world.b, 4100, 5100);
 }
 
-/// Codes that wsd-reference 19.1 and 19.2 exclude, by function.
+/// Codes that the Windows Sockets Direct reference excludes, by function.
 fn never(function: &str) -> &'static [WsaError] {
     use WsaError::{
         Acces, AddrInUse, Discon, InProgress, Intr, Inval, OpNotSupp, Shutdown, WouldBlock,

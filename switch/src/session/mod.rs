@@ -7,7 +7,7 @@
 //! fails is an error of the socket.
 //! Hot: [`Conn::send`], [`Conn::recv`], [`Conn::progress`], [`Conn::readiness`]: no allocation, no system call, no log, and no lock
 //! but the direction's token.
-//! Source: wsd-reference sections 9 to 11, 14, 15, 21; wire format in docs/session.md. Leaves out: RDMA for large transfers, urgent
+//! Source: the WDK pages on session protocol, completion, closing and failure (R-114 ff. of docs/wsd.md); wire format in docs/session.md. Leaves out: RDMA for large transfers, urgent
 //! data, suspension; a caller that waits.
 
 mod buffers;
