@@ -433,3 +433,102 @@ fn set_status(attachment: &dyn Attachment, bits: u32) -> Result<(), FunctionErro
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nic_emu::device::DeviceOptions;
+    use nic_emu::embedded::EmbeddedDevice;
+    use nix::sys::signal::{Signal, raise};
+    use nix::sys::wait::{WaitStatus, waitpid};
+    use nix::unistd::ForkResult;
+    use ring_proto::admin::{Command, HoldClone};
+    use ring_proto::ids::HolderSlot;
+    use ring_proto::shared::CommandRing;
+
+    use super::*;
+    use crate::alloc::Links;
+    use crate::lock::Token;
+
+    /// A function, and what lets the device know that the holder of a slot died.
+    fn attached() -> (Arc<Function>, EmbeddedDevice) {
+        let device = EmbeddedDevice::new(DeviceOptions::default());
+        let node = device.add_node("a", &[[127, 77, 0, 1].into()]);
+        let function = Function::attach(Arc::new(device.attach(node).unwrap())).unwrap();
+        (function, device)
+    }
+
+    /// Runs `work` in a forked member of the family, which is then killed; returns its slot and generation.
+    fn killed_after(function: &Function, work: impl FnOnce()) -> (u32, u32) {
+        let body = HoldClone::default().to_body();
+        let [word, _] = function.lock().admin(AdminOp::HOLD_CLONE, body).unwrap();
+        let (slot, generation) = (low(word), high(word));
+        // SAFETY: the child works on shared memory only, and is killed.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            ForkResult::Parent { child } => {
+                let end = waitpid(child, None).unwrap();
+                assert!(matches!(end, WaitStatus::Signaled(_, Signal::SIGKILL, _)));
+                (slot, generation)
+            }
+            ForkResult::Child => {
+                function.adopt(slot, generation);
+                work();
+                raise(Signal::SIGKILL).unwrap();
+                unreachable!("killed");
+            }
+        }
+    }
+
+    #[test]
+    fn the_lock_of_a_killed_member_is_taken_over_with_its_open_command() {
+        let (function, device) = attached();
+        let (slot, generation) = killed_after(&function, || {
+            let locked = function.lock();
+            // A command that exists, and was never rung.
+            let header = function.header();
+            let producer = header.admin_producer.load(Ordering::Relaxed);
+            let depth = Depth::new(record::ADMIN_DEPTH).unwrap();
+            let ring: CommandRing = function.arena().ring(record::ADMIN_SQ, depth).unwrap();
+            let command = Command {
+                opcode: AdminOp::PD_ALLOC.0,
+                command_id: 0xdead,
+                ..Command::default()
+            };
+            ring.write(producer, &zerocopy::transmute!(command));
+            header
+                .admin_producer
+                .store(producer.wrapping_add(1), Ordering::Relaxed);
+            core::mem::forget(locked);
+        });
+        device.with(|device| device.drop_holder(function.id(), HolderSlot(slot), generation));
+        for _ in 0..100 {
+            let mut locked = function.lock();
+            let [first, _] = locked.admin(AdminOp::IDENTIFY, Body::default()).unwrap();
+            assert_eq!(low(first), function.id().0);
+        }
+    }
+
+    #[test]
+    fn the_token_of_a_killed_member_is_taken_over_once_the_device_knows_of_its_death() {
+        let (function, device) = attached();
+        let offset = function.lock().alloc(64).unwrap();
+        let word = function.arena().link(offset).unwrap();
+        word.store(0, Ordering::Relaxed);
+        let token = Token::new(word);
+        let take = || token.try_take(function.identity(), |owner| function.is_alive(owner));
+        let (slot, generation) = killed_after(&function, || assert_eq!(take(), Some(Taken::Clean)));
+        assert_eq!(take(), None);
+        device.with(|device| device.drop_holder(function.id(), HolderSlot(slot), generation));
+        assert_eq!(take(), Some(Taken::Abandoned));
+    }
+
+    #[test]
+    fn without_the_device_the_kernel_says_who_lives() {
+        let (function, _device) = attached();
+        let me = function.identity().word();
+        let (slot, generation) = killed_after(&function, || {});
+        let theirs = Identity::new(slot, generation).unwrap().word();
+        assert!(function.is_alive(me) && function.is_alive(theirs));
+        function.mark_dead();
+        assert!(function.is_alive(me) && !function.is_alive(theirs));
+    }
+}

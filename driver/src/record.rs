@@ -49,6 +49,7 @@ records!(
     Pair,
     Socket,
     Registration,
+    Allocation,
     Overlapped
 );
 
@@ -223,6 +224,31 @@ pub(crate) struct Registration {
     pub(crate) reserved: AtomicU32,
 }
 
+/// Memory that the switch allocated for a socket, so that it comes back when all of the socket's processes are killed. In the heap.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Allocation {
+    /// Next allocation of that socket, 0 at the end.
+    pub(crate) next: AtomicU64,
+    /// First byte, as an offset.
+    pub(crate) offset: AtomicU64,
+    /// Bytes.
+    pub(crate) len: AtomicU64,
+}
+
+/// Entries of a flight record.
+pub(crate) const FLIGHTS: u32 = 16;
+
+/// Entry of a flight record.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Flight {
+    /// Monotonic clock.
+    pub(crate) time_ns: AtomicU64,
+    /// What happened: kind in bits 56.., Winsock code in bits 32..56, bytes in bits 0..32.
+    pub(crate) what: AtomicU64,
+}
+
 /// A companion socket.
 #[repr(C)]
 #[derive(Debug)]
@@ -281,8 +307,8 @@ pub(crate) struct Socket {
     pub(crate) request_consumer: AtomicU32,
     /// Requests filed.
     pub(crate) request_producer: AtomicU32,
-    /// Zero.
-    pub(crate) reserved2: AtomicU32,
+    /// Name of the process that made or took the socket last.
+    pub(crate) owner: AtomicU32,
     /// Token of who polls the CQ.
     pub(crate) poll_token: AtomicU64,
     /// Token of who posts sends.
@@ -299,8 +325,12 @@ pub(crate) struct Socket {
     pub(crate) recvs_done: AtomicU32,
     /// CQEs taken.
     pub(crate) cq_consumer: AtomicU32,
-    /// Zero.
-    pub(crate) reserved: AtomicU32,
+    /// Entries written into the flight record.
+    pub(crate) flights: AtomicU32,
+    /// First [`Allocation`].
+    pub(crate) allocations: AtomicU64,
+    /// Flight record (SO_DEBUG): ring of the latest entries.
+    pub(crate) flight: [Flight; FLIGHTS as usize],
     /// Outstanding sends, by sequence.
     pub(crate) sends: [Operation; SEND_DEPTH as usize],
     /// Outstanding receives, by sequence.

@@ -584,3 +584,41 @@ fn a_process_has_a_number_that_dies_with_it() {
         assert!(sharing.is_alive(own));
     }));
 }
+
+#[test]
+fn memory_of_killed_members_comes_back() {
+    let emulator = Emulator::start();
+    join(fork(|| {
+        let (a, b) = (emulator.host(1), emulator.host(2));
+        let (listener, wakes) = b.listener(ip(2), 80, 5);
+        let waiting = &a.start.waiting;
+        for round in 0..12_u16 {
+            let (active, ends) = a.connecting(4000 + round, SocketAddrV4::new(ip(2), 80));
+            b.events(listener, &wakes);
+            let taken = b
+                .provider
+                .wsp_accept(listener, &mut |_| Verdict::Accept)
+                .unwrap();
+            assert_eq!(a.events(active, &ends).connect_error, None);
+            let took = Baton::new();
+            let worker = fork_sharing(&b, || {
+                let sharing = b.start.sharing.as_ref().unwrap();
+                sharing.take_from_listener(taken.socket, listener).unwrap();
+                // The arena holds four of these.
+                assert!(b.start.memory.alloc(taken.socket, 200 << 20).is_some());
+                assert!(b.start.memory.alloc_ring(taken.socket, 200 << 20).is_some());
+                took.pass(1);
+                loop {
+                    nix::unistd::pause();
+                }
+            });
+            took.wait();
+            slay(worker);
+            eventually("the connection is an orphan", || {
+                waiting.progress();
+                waiting.link(active) == Link::Orphaned
+            });
+            a.provider.wsp_close_socket(active).unwrap();
+        }
+    }));
+}

@@ -12,6 +12,7 @@ use ring_proto::sync::Ordering;
 
 use super::Core;
 use super::data::RECEIVE;
+use super::flight::FlightKind;
 use super::socket::{CLOSING, FREE, Sock};
 use crate::cq::{self, Wc};
 use crate::function::{Function, high, low};
@@ -238,6 +239,7 @@ impl Sock<'_> {
         } else {
             0
         };
+        self.note(FlightKind::Finished, code, bytes);
         finish(self.function, operation, sequence, code, bytes, 0, notices);
         let next = u64::from(sequence.wrapping_add(1)) << 32 | u64::from(wc.wqe_counter);
         // EDGE wqe-reclaim (release): the completion was filed. Acquired in `post` before blocks are used again.
@@ -258,6 +260,7 @@ impl Sock<'_> {
         let code = self.code_of(wc);
         let bytes = if code.is_none() { wc.byte_len } else { 0 };
         let flags = wc.imm.unwrap_or(0);
+        self.note(FlightKind::Received, code, bytes);
         finish(
             self.function,
             operation,

@@ -12,6 +12,7 @@ use ring_proto::sync::{AtomicU64, Ordering};
 use ring_proto::wqe::{MAX_INLINE, MAX_RECV_SGES, Sge, WqeFlags};
 
 use super::Core;
+use super::flight::FlightKind;
 use super::memory::Resolved;
 use super::socket::Sock;
 use crate::arena;
@@ -195,6 +196,7 @@ impl Core {
         let commit = u64::from(sequence.wrapping_add(1)) << 32 | u64::from(producer);
         // EDGE op-commit (release): the operation's record. Acquired where completions are filed.
         record.sends_posted.store(commit, Ordering::Release);
+        sock.note(FlightKind::Posted, None, gathered.total);
         sock.function.ring_sends(sock.qp_slot(), producer);
         token.give();
         Ok(())
@@ -254,6 +256,7 @@ impl Core {
         start(overlapped);
         // EDGE op-commit (release): the operation's record. Acquired where completions are filed.
         record.recvs_posted.store(producer, Ordering::Release);
+        sock.note(FlightKind::ReceivePosted, None, gathered.total);
         sock.function.ring_receives(sock.qp_slot(), producer);
         token.give();
         Ok(())

@@ -15,7 +15,7 @@ use ring_proto::sync::Ordering;
 use super::socket::{CONNECTED, DISCONNECTED, Sock, function_index};
 use super::{Core, code_of};
 use crate::function::{Locked, high, low};
-use crate::record::{ARENA_IOVA, ARENA_LEN, Registration};
+use crate::record::{ARENA_IOVA, Registration};
 use crate::spi::{
     MEM_READ, MEM_WRITE, MemoryHandle, RdmaDescriptor, SharedMemory, SharedRegion, SpBuffer,
     SpSocket,
@@ -336,14 +336,23 @@ impl<'a> Locked<'a> {
 impl SharedMemory for Core {
     fn alloc(&self, s: SpSocket, len: u64) -> Option<SharedRegion> {
         let function = self.function_at(function_index(s))?;
-        let offset = function.lock().alloc(len)?;
+        let mut locked = function.lock();
+        let offset = locked.alloc_or_sweep(len)?;
+        if let Ok(sock) = self.resolve(s) {
+            locked.list_allocation(&sock, offset, len);
+        }
         Some(SharedRegion { offset, len })
     }
 
     fn free(&self, s: SpSocket, region: SharedRegion) {
-        if let Some(function) = self.function_at(function_index(s)) {
-            function.lock().free(region.offset, region.len);
+        let Some(function) = self.function_at(function_index(s)) else {
+            return;
+        };
+        let mut locked = function.lock();
+        if let Ok(sock) = self.resolve(s) {
+            locked.unlist_allocation(&sock, region.offset);
         }
+        locked.free_any(region.offset, region.len);
     }
 
     fn alloc_ring(&self, s: SpSocket, len: u64) -> Option<SharedRegion> {
@@ -353,20 +362,14 @@ impl SharedMemory for Core {
             .peer_of(&sock)
             .and_then(|peer| locked.alloc_ring(peer, len))
             // Without a pair arena the ring works as well; it only can never be granted.
-            .or_else(|| locked.alloc(len))?;
+            .or_else(|| locked.alloc_or_sweep(len))?;
+        locked.list_allocation(&sock, offset, len);
         Some(SharedRegion { offset, len })
     }
 
     fn free_ring(&self, s: SpSocket, region: SharedRegion) {
-        let Some(function) = self.function_at(function_index(s)) else {
-            return;
-        };
-        let mut locked = function.lock();
-        if region.offset < ARENA_LEN {
-            locked.free(region.offset, region.len);
-        } else {
-            locked.free_ring(region.offset, region.len);
-        }
+        // Both kinds are told apart by their offsets.
+        self.free(s, region);
     }
 
     fn at(&self, s: SpSocket, offset: u64) -> Option<NonNull<u8>> {

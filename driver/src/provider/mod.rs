@@ -15,11 +15,13 @@ mod completing;
 mod connect;
 mod data;
 mod events;
+mod flight;
 mod ioctl;
 mod listen;
 mod memory;
 mod options;
 mod rdma;
+mod reclaim;
 mod sharing;
 mod socket;
 mod startup;
@@ -31,7 +33,7 @@ use core::ptr::NonNull;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 
 use ring_proto::admin::AdminStatus;
 use ring_proto::sync::{AtomicU32, Ordering};
@@ -46,6 +48,8 @@ use crate::spi::{
     Transfer, Upcalls, Verdict,
 };
 use crate::wsa::WsaError;
+
+pub use flight::{FlightEntry, FlightKind};
 
 /// Most functions of one process: its own, and those it inherited.
 const FUNCTIONS: usize = 64;
@@ -79,18 +83,18 @@ pub(crate) struct Core {
     opener: Arc<dyn Opener>,
     config: SanConfig,
     /// Starts that were not undone.
-    starts: Mutex<u32>,
-    upcalls: RwLock<Option<Arc<dyn Upcalls>>>,
+    starts: ForkLock<u32>,
+    upcalls: ForkLock<Option<Arc<dyn Upcalls>>>,
     /// Functions by index; an index is the same in all processes that inherited the function.
     functions: [OnceLock<Arc<Function>>; FUNCTIONS],
     /// Index + 1 of the function for new sockets, 0 for none.
     own: AtomicU32,
-    opening: Mutex<()>,
+    opening: ForkLock<()>,
     locals: ForkLock<BTreeMap<SpSocket, Local>>,
     vectors: ForkLock<Vec<waiting::Vector>>,
     /// Batches of events seen, by function.
     events_seen: [AtomicU32; FUNCTIONS],
-    fork: Mutex<Vec<sharing::Clone>>,
+    fork: ForkLock<Vec<sharing::Clone>>,
 }
 
 /// What this process alone has of a socket.
@@ -120,15 +124,15 @@ impl SanProvider {
             core: Arc::new(Core {
                 opener,
                 config,
-                starts: Mutex::new(0),
-                upcalls: RwLock::new(None),
+                starts: ForkLock::new(0),
+                upcalls: ForkLock::new(None),
                 functions: [const { OnceLock::new() }; FUNCTIONS],
                 own: AtomicU32::new(0),
-                opening: Mutex::new(()),
+                opening: ForkLock::new(()),
                 locals: ForkLock::new(BTreeMap::new()),
                 vectors: ForkLock::new(Vec::new()),
                 events_seen: [const { AtomicU32::new(0) }; FUNCTIONS],
-                fork: Mutex::new(Vec::new()),
+                fork: ForkLock::new(Vec::new()),
             }),
         }
     }
@@ -160,8 +164,7 @@ impl Core {
     }
 
     fn upcalls(&self) -> Result<Arc<dyn Upcalls>, WsaError> {
-        let upcalls = self.upcalls.read().unwrap_or_else(PoisonError::into_inner);
-        upcalls.clone().ok_or(WsaError::NetDown)
+        self.upcalls.lock().clone().ok_or(WsaError::NetDown)
     }
 }
 

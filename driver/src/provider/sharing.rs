@@ -8,8 +8,6 @@
 //! What this process alone keeps stands still from before the fork to after it, whatever its other threads do.
 //! Source, R-212 (a to b).
 
-use std::sync::PoisonError;
-
 use ring_proto::admin::AdminStatus;
 use ring_proto::admin::{AdminOp, HOLD_LISTENER, HOLD_QP, Hold, HoldClone, RELEASE_UNLESS_LAST};
 use ring_proto::ids::HolderSlot;
@@ -60,6 +58,7 @@ impl Core {
 impl Core {
     /// Keeps this process's other threads out of what the child gets a copy of.
     fn hold_locks(&self) {
+        self.upcalls.hold();
         self.locals.hold();
         self.vectors.hold();
         for (_, function) in self.functions() {
@@ -76,6 +75,9 @@ impl Core {
         }
         self.vectors.let_go();
         self.locals.let_go();
+        self.upcalls.let_go();
+        self.opening.let_go();
+        self.starts.let_go();
     }
 }
 
@@ -99,6 +101,9 @@ fn hold_of(sock: &Sock<'_>) -> Option<Hold> {
 
 impl Sharing for Core {
     fn before_fork(&self) -> Result<(), WsaError> {
+        // First of all: a function that is being opened would be in the child by half, and its holds not at all.
+        self.starts.hold();
+        self.opening.hold();
         let mut clones = Vec::new();
         for (index, function) in self.functions() {
             if function.is_dead() {
@@ -127,7 +132,7 @@ impl Sharing for Core {
         if told.is_err() {
             clones.clear();
         }
-        *self.fork.lock().unwrap_or_else(PoisonError::into_inner) = clones;
+        *self.fork.lock() = clones;
         self.hold_locks();
         told.map_err(|_| WsaError::NetDown)
     }
@@ -136,17 +141,13 @@ impl Sharing for Core {
         self.let_go_locks();
         // With the child's end gone too, the hang-up takes back what was cloned for a fork that failed.
         self.opener.after_fork_in_parent();
-        self.fork
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.fork.lock().clear();
     }
 
     fn after_fork_in_child(&self) {
         self.let_go_locks();
         self.opener.after_fork_in_child();
-        let clones =
-            core::mem::take(&mut *self.fork.lock().unwrap_or_else(PoisonError::into_inner));
+        let clones = core::mem::take(&mut *self.fork.lock());
         for (index, function) in self.functions() {
             match clones.iter().find(|clone| clone.index == index) {
                 Some(clone) => function.adopt(clone.holding.slot.0, clone.holding.generation),
@@ -179,6 +180,9 @@ impl Sharing for Core {
             Some(AdminStatus::NO_OBJECT) => WsaError::ConnReset,
             _ => code_of(error),
         })?;
+        let me = sock.function.identity().word();
+        // Relaxed: looked at only when this process is dead.
+        sock.record.owner.store(me, Ordering::Relaxed);
         if !self.locals().contains_key(&s) {
             // Accepted by another process of the family: its switch has a handle, ours has none yet.
             let handle = self.upcalls()?.wpu_create_socket_handle(0, s.0)?;

@@ -22,6 +22,7 @@ use ring_proto::shared::{CqeRing, WqeRing};
 use ring_proto::status::QpState;
 use ring_proto::sync::Ordering;
 
+use super::flight::FlightKind;
 use super::table::{KEY_QP, socket_record};
 use super::{Core, Local, events};
 use crate::error::AdminError;
@@ -130,8 +131,10 @@ impl<'a> Sock<'a> {
     pub(crate) fn end(&self, code: WsaError) {
         // Relaxed: published by the state.
         let sticky = &self.record.sticky;
-        match sticky.compare_exchange(0, code.code(), Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) | Err(_) => {} // A code that is there stays.
+        // The first code stays.
+        let first = sticky.compare_exchange(0, code.code(), Ordering::Relaxed, Ordering::Relaxed);
+        if first.is_ok() {
+            self.note(FlightKind::Ended, Some(code), 0);
         }
         // EDGE socket-state (release): the code. Acquired in `state`.
         let state = &self.record.state;
@@ -227,7 +230,7 @@ impl<'a> Locked<'a> {
             op: AdminOp::QP_CREATE,
             status: ring_proto::admin::AdminStatus::NO_RESOURCE,
         };
-        let memory = self.alloc(MEMORY_LEN).ok_or(no_memory)?;
+        let memory = self.alloc_or_sweep(MEMORY_LEN).ok_or(no_memory)?;
         function.arena().zero(memory, MEMORY_LEN);
         function.clear_line(sock.qp_slot());
         function.clear_line(sock.cq_slot());
@@ -362,7 +365,14 @@ impl Core {
         function_index: u32,
         function: &'a Function,
     ) -> Result<Sock<'a>, WsaError> {
-        let (record, index) = function.lock().new_record().ok_or(WsaError::Mfile)?;
+        let mut locked = function.lock();
+        let mut made = locked.new_record();
+        if made.is_none() {
+            locked.sweep();
+            made = locked.new_record();
+        }
+        drop(locked);
+        let (record, index) = made.ok_or(WsaError::Mfile)?;
         // Relaxed: written by this thread.
         let generation = record.generation.load(Ordering::Relaxed);
         Ok(Sock {
@@ -457,6 +467,8 @@ impl Core {
             }
         }
         locked.drop_registrations(&sock);
+        // The memory stays the switch's, which gives it back when it has read the slots.
+        locked.drop_allocations(record, false);
         let mut notices = Vec::new();
         sock.drain_completions(&mut |notice| notices.push(notice));
         sock.abort_all(WsaError::OperationAborted, &mut |notice| {

@@ -5,7 +5,7 @@
 //! a new start works at once. An inherited function never serves new sockets: its opener's family shares it.
 //! Source.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use ring_proto::ids::HolderSlot;
 use ring_proto::sync::Ordering;
@@ -37,9 +37,9 @@ pub(crate) fn start(
     if *caller != TCP_INFO {
         return Err(WsaError::SysNotReady);
     }
-    let mut starts = core.starts.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut starts = core.starts.lock();
     *starts = starts.checked_add(1).ok_or(WsaError::ProcLim)?;
-    *core.upcalls.write().unwrap_or_else(PoisonError::into_inner) = Some(upcalls);
+    *core.upcalls.lock() = Some(upcalls);
     Ok(StartupData {
         version: WSD_VERSION,
         name: NAME,
@@ -54,9 +54,12 @@ pub(crate) fn start(
 impl Core {
     /// `wsp_cleanup`.
     pub(crate) fn cleanup(&self) -> Result<(), WsaError> {
-        let mut starts = self.starts.lock().unwrap_or_else(PoisonError::into_inner);
-        *starts = starts.checked_sub(1).ok_or(WsaError::NotInitialised)?;
-        if *starts > 0 {
+        let is_last = {
+            let mut starts = self.starts.lock();
+            *starts = starts.checked_sub(1).ok_or(WsaError::NotInitialised)?;
+            *starts == 0
+        };
+        if !is_last {
             return Ok(());
         }
         let open: Vec<SpSocket> = self.locals().keys().copied().collect();
@@ -68,7 +71,11 @@ impl Core {
                 }
             }
         }
-        *self.upcalls.write().unwrap_or_else(PoisonError::into_inner) = None;
+        // A start that came meanwhile keeps its upcalls.
+        let starts = self.starts.lock();
+        if *starts == 0 {
+            *self.upcalls.lock() = None;
+        }
         Ok(())
     }
 
@@ -81,7 +88,7 @@ impl Core {
         if let Some((index, function)) = usable() {
             return Ok((index, function));
         }
-        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        let _opening = self.opening.lock();
         if let Some((index, function)) = usable() {
             return Ok((index, function));
         }

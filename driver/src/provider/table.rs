@@ -83,6 +83,7 @@ impl<'a> Locked<'a> {
             &record.recvs_posted,
             &record.recvs_done,
             &record.cq_consumer,
+            &record.flights,
         ] {
             word.store(0, Ordering::Relaxed);
         }
@@ -96,11 +97,14 @@ impl<'a> Locked<'a> {
             &record.poll_token,
             &record.send_token,
             &record.recv_token,
+            &record.allocations,
             &record.sends_posted,
             &record.sends_done,
         ] {
             word.store(0, Ordering::Relaxed);
         }
+        let me = function.identity().word();
+        record.owner.store(me, Ordering::Relaxed);
         record.generation.store(generation, Ordering::Relaxed);
         record.state.store(CREATED, Ordering::Release);
         Some((record, index))

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::ptr::NonNull;
 
+use driver::provider::FlightKind;
 use driver::spi::{
     Extension, Ioctl, IoctlReply, Link, MEM_READ, MemoryHandle, ProtocolInfo, RdmaDescriptor,
     ServiceProvider, SpSocket, TCP_INFO, Verdict, WSD_VERSION, options,
@@ -113,6 +114,43 @@ fn options_have_the_values_and_codes_of_the_table() {
     assert!(provider.supports_option(level, options::SO_DEBUG));
     assert!(!provider.supports_option(level, options::SO_GROUP_PRIORITY));
     assert!(!provider.supports_option(6, 1));
+}
+
+#[test]
+fn the_flight_recorder_tells_what_happened_last() {
+    let world = World::new();
+    let (a, b) = world.connected();
+    let provider = &world.a.provider;
+    let into = world.b.memory(b, 4096);
+    world
+        .b
+        .recv(b, &[into.buffer(0, 100)], world.b.slot(b))
+        .unwrap();
+    world
+        .a
+        .send(a, &[plain(b"unseen")], world.a.slot(a))
+        .unwrap();
+    assert_eq!(provider.flight_record(a), Ok(vec![]));
+    let on = 1_u32.to_ne_bytes();
+    provider
+        .wsp_set_sock_opt(a, libc::SOL_SOCKET, options::SO_DEBUG, &on)
+        .unwrap();
+    let slot = world.a.slot(a);
+    world.a.send(a, &[plain(b"seen")], slot).unwrap();
+    world.b.provider.wsp_close_socket(b).unwrap();
+    assert!(world.a.result(a, slot).is_err());
+    let seen: Vec<_> = provider
+        .flight_record(a)
+        .unwrap()
+        .into_iter()
+        .map(|entry| (entry.kind, entry.error, entry.bytes))
+        .collect();
+    assert_eq!(seen[0], (FlightKind::Posted, None, 4));
+    assert_eq!(seen[1], (FlightKind::Finished, None, 6));
+    let reset = Some(WsaError::ConnReset);
+    assert_eq!(seen[2], (FlightKind::Ended, reset, 0));
+    assert_eq!(seen[3], (FlightKind::Finished, reset, 0));
+    assert_eq!(seen.len(), 4);
 }
 
 #[test]
