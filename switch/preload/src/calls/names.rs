@@ -190,7 +190,7 @@ fn take_in(runtime: &Runtime, accepted: &switch::Accepted, flags: c_int) -> c_in
         }
     }
     if !is_san {
-        traffic::connected(runtime, fd, true);
+        traffic::accepted(runtime, fd, accepted.peer);
     }
     fd
 }
@@ -226,7 +226,7 @@ pub(crate) unsafe fn accepted(
     if !runtime.process.is_foreign() {
         runtime.process.introduce();
         drop(TABLE.insert(fd, &endpoint, None));
-        traffic::connected(runtime, fd, true);
+        traffic::accepted(runtime, fd, peer);
     }
     // SAFETY: by the caller's promise.
     unsafe { Name::write(peer, name.cast(), len) };

@@ -4,18 +4,23 @@
 //! Hot: `moved` for descriptors without a slot. Leaves out: bytes that an unhooked program moves.
 
 use core::ffi::c_int;
+use core::net::SocketAddr;
 
 use ring_proto::sync::Ordering;
-use switch::SwitchSocket;
-use switch::table::Slot;
-use switch::table::SlotRef;
+use ring_proto::telemetry::Reason;
+use switch::table::{Slot, SlotRef};
 use switch::telemetry::{Record, Road};
+use switch::{SwitchSocket, sys};
 
 use crate::calls::guarded;
 use crate::runtime::{self, Runtime, TABLE};
 
 /// [`Slot::record`] of a connect that goes on: reported when the first byte moves.
 const PENDING: Record = Record::MAX;
+/// [`Slot::record`] while a thread reports the connection: both the one that established it and the first to use it may.
+const CLAIMED: Record = Record::MAX - 1;
+/// [`Slot::record`] of a connection that could not be reported.
+const UNTOLD: Record = Record::MAX - 2;
 
 /// Counts the result of a data call on `fd` that the kernel made: bytes sent and received, nothing if it failed.
 #[inline]
@@ -36,20 +41,27 @@ fn count(fd: c_int, tx: isize, rx: isize) {
     let telemetry = &runtime.process.telemetry;
     let mut record = slot.record.load(Ordering::Relaxed);
     if record == PENDING || !telemetry.is_current(record) {
-        record = report(runtime, fd, &slot, record != PENDING);
+        let reason = slot.socket().and_then(|s| s.reason());
+        record = report(runtime, fd, &slot, reason, record != PENDING);
     }
     let bytes = |n: isize| u64::try_from(n).unwrap_or(0);
     telemetry.count(record, bytes(tx), bytes(rx));
 }
 
 #[cold]
-fn report(runtime: &Runtime, fd: c_int, slot: &SlotRef<'_>, is_inherited: bool) -> Record {
+fn report(
+    runtime: &Runtime,
+    fd: c_int,
+    slot: &SlotRef<'_>,
+    reason: Option<Reason>,
+    is_inherited: bool,
+) -> Record {
     runtime.process.introduce();
     let telemetry = &runtime.process.telemetry;
     let (Ok(local), Ok(peer)) = (runtime.tcp.local(fd), runtime.tcp.peer(fd)) else {
         return 0;
     };
-    let road = Road::Tcp(slot.socket().and_then(|s| s.reason()));
+    let road = Road::Tcp(reason);
     let record = if is_inherited {
         telemetry.inherited(road, local, peer)
     } else {
@@ -59,26 +71,85 @@ fn report(runtime: &Runtime, fd: c_int, slot: &SlotRef<'_>, is_inherited: bool) 
     record
 }
 
-/// Reports a TCP connection of `fd` that is established, or will be.
+/// Reports a TCP connection of `fd` that this process made; without `is_established` once its first byte moves.
 pub(crate) fn connected(runtime: &Runtime, fd: c_int, is_established: bool) {
-    let Some(slot) = TABLE.get(fd).filter(|s| !s.endpoint.shape().datagram) else {
+    let Some(slot) = reported(runtime, fd) else {
         return;
     };
-    if !runtime.process.telemetry.is_open() {
-        return;
-    }
     if is_established {
-        report(runtime, fd, &slot, false);
+        let reason = slot.socket().and_then(|s| s.reason());
+        report(runtime, fd, &slot, reason, false);
     } else {
         slot.record.store(PENDING, Ordering::Relaxed);
     }
 }
 
-/// Reports a connection that the SAN carries.
-pub(crate) fn arrived(runtime: &Runtime, slot: &Slot, socket: &SwitchSocket) {
-    let record = san_record(runtime, socket, false);
-    slot.record.store(record, Ordering::Relaxed);
+/// Reports a TCP connection of `fd` that this process accepted. Why it came by TCP its maker knows best: a node tells it itself, for
+/// anybody else it is told here.
+pub(crate) fn accepted(runtime: &Runtime, fd: c_int, peer: SocketAddr) {
+    let Some(slot) = reported(runtime, fd) else {
+        return;
+    };
+    let config = runtime.switch.config();
+    let dialled = runtime.tcp.local(fd).ok();
+    let dialled_node = dialled
+        .and_then(|n| sys::inner_v4(n.ip()))
+        .is_some_and(|ip| config.is_own(ip));
+    let from_node = sys::inner_v4(peer.ip()).is_some_and(|ip| config.is_in_cluster(ip));
+    let reason = match (dialled_node, from_node) {
+        (_, true) => None,
+        (true, false) => Some(Reason::OffSubnet),
+        (false, false) if peer.ip().is_loopback() => Some(Reason::Loopback),
+        (false, false) => Some(Reason::OffSubnet),
+    };
+    if let Some(reason) = reason {
+        runtime.process.telemetry.fell_back(reason);
+    }
+    report(runtime, fd, &slot, reason, false);
 }
+
+fn reported(runtime: &Runtime, fd: c_int) -> Option<SlotRef<'static>> {
+    if !runtime.process.telemetry.is_open() {
+        return None;
+    }
+    TABLE.get(fd).filter(|s| !s.endpoint.shape().datagram)
+}
+
+/// Reports a connection that the SAN carries, unless that has been done.
+pub(crate) fn arrived(runtime: &Runtime, slot: &Slot, socket: &SwitchSocket) {
+    tell(runtime, slot, socket);
+}
+
+/// The record of a connection that the SAN carries, made if there is none.
+fn tell(runtime: &Runtime, slot: &Slot, socket: &SwitchSocket) -> Record {
+    // Relaxed, here and below: one word.
+    let claimed = slot
+        .record
+        .compare_exchange(0, CLAIMED, Ordering::Relaxed, Ordering::Relaxed);
+    match claimed {
+        Ok(_) => {
+            let record = san_record(runtime, socket, false);
+            let record = if record == 0 { UNTOLD } else { record };
+            slot.record.store(record, Ordering::Relaxed);
+            record
+        }
+        Err(CLAIMED) => {
+            // Microseconds; a claim that never ends was left behind by a fork, and costs the counts.
+            for _ in 0..CLAIM_PATIENCE {
+                let record = slot.record.load(Ordering::Relaxed);
+                if record != CLAIMED {
+                    return record;
+                }
+                sys::yield_now();
+            }
+            UNTOLD
+        }
+        Err(record) => record,
+    }
+}
+
+/// Looks at a claim, each with a yield, before it is given up.
+const CLAIM_PATIENCE: u32 = 1000;
 
 fn san_record(runtime: &Runtime, socket: &SwitchSocket, is_inherited: bool) -> Record {
     runtime.process.introduce();
@@ -101,28 +172,30 @@ fn san_record(runtime: &Runtime, socket: &SwitchSocket, is_inherited: bool) -> R
 /// Counts bytes that the SAN carried.
 #[inline]
 pub(crate) fn count_san(runtime: &Runtime, slot: &SlotRef<'_>, tx: usize, rx: usize) {
+    let telemetry = &runtime.process.telemetry;
     // Relaxed: one word.
     let mut record = slot.record.load(Ordering::Relaxed);
-    if record == 0 {
-        return;
+    if !telemetry.is_current(record) || record == 0 {
+        let Some(socket) = slot.socket() else {
+            return;
+        };
+        record = match record {
+            0 | CLAIMED => tell(runtime, slot, socket),
+            UNTOLD => return,
+            // Of the parent this process was forked from.
+            _ => san_record(runtime, socket, true),
+        };
+        if record != 0 && record < UNTOLD {
+            slot.record.store(record, Ordering::Relaxed);
+        }
     }
-    if !runtime.process.telemetry.is_current(record) {
-        // Of the parent this process was forked from.
-        record = slot
-            .socket()
-            .map_or(0, |socket| san_record(runtime, socket, true));
-        slot.record.store(record, Ordering::Relaxed);
-    }
-    runtime
-        .process
-        .telemetry
-        .count(record, tx as u64, rx as u64);
+    telemetry.count(record, tx as u64, rx as u64);
 }
 
 /// Takes the connection of a socket whose last descriptor goes off the list.
 pub(crate) fn ended(runtime: &Runtime, slot: &Slot) {
     let record = slot.record.swap(0, Ordering::Relaxed);
-    if record != 0 && record != PENDING {
+    if record < UNTOLD && record != 0 {
         runtime.process.telemetry.end(record);
     }
 }
