@@ -2,18 +2,17 @@
 
 mod harness;
 
-use harness::{Lab, Road, kernel, wait_until};
+use harness::{Lab, kernel, wait_until};
 use nix::sys::signal::Signal;
 
 #[test]
-fn the_demo_proves_the_road_or_fails_honestly() {
-    let lab = Lab::new("the_demo_proves_the_road_or_fails_honestly");
+fn the_demo_proves_that_its_bytes_took_the_san() {
+    let lab = Lab::new("the_demo_proves_that_its_bytes_took_the_san");
     let output = lab.output(&["demo", "--json", "--rounds", "1"]);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["schema"], 1);
-    let is_san = Road::expected() == Road::San;
-    assert_eq!(report["ok"], is_san, "{report:#}");
-    assert_eq!(output.status.code(), Some(i32::from(!is_san)));
+    assert_eq!(report["ok"], true, "{report:#}");
+    assert_eq!(output.status.code(), Some(0));
     for row in report["rows"].as_array().unwrap() {
         for member in ["name", "subject", "baseline", "metric", "unit"] {
             assert!(row[member].is_string(), "{member}: {row:#}");

@@ -12,29 +12,31 @@ fn a_killed_programs_peer_gets_all_it_wrote_and_then_the_end() {
     let Some([python]) = programs::find(["python3"]) else {
         return;
     };
-    let lab = Lab::new("a_killed_programs_peer_gets_all_it_wrote_and_then_the_end");
-    let cluster = lab.up();
-    for killed in ["a", "b"] {
-        let (mut pair, _) = connected(&lab, &cluster, &python);
-        let (victim, survivor) = pair.split(killed);
-        victim
-            .0
-            .expect(&format!("send {} 100000", victim.1), "sent 100000");
-        let pid = victim.0.process.pid();
-        victim.0.process.kill();
-        survivor.0.expect(
-            &format!("drain {}", survivor.1),
-            "received 100000 right eof",
-        );
-        wait_until(|| {
-            let stat = cluster.stat();
-            let connections = stat["connections"].as_array().expect("a list").clone();
-            connections
-                .iter()
-                .all(|connection| connection["pid"] != pid)
-        });
+    for road in Road::BOTH {
+        let lab = Lab::new("a_killed_programs_peer_gets_all_it_wrote_and_then_the_end");
+        let cluster = lab.up_on(road);
+        for killed in ["a", "b"] {
+            let (mut pair, _) = connected(&lab, &cluster, &python);
+            let (victim, survivor) = pair.split(killed);
+            victim
+                .0
+                .expect(&format!("send {} 100000", victim.1), "sent 100000");
+            let pid = victim.0.process.pid();
+            victim.0.process.kill();
+            survivor.0.expect(
+                &format!("drain {}", survivor.1),
+                "received 100000 right eof",
+            );
+            wait_until(|| {
+                let stat = cluster.stat();
+                let connections = stat["connections"].as_array().expect("a list").clone();
+                connections
+                    .iter()
+                    .all(|connection| connection["pid"] != pid)
+            });
+        }
+        wait_until(|| cluster.counter("a", "orphans") + cluster.counter("b", "orphans") == 0);
     }
-    wait_until(|| cluster.counter("a", "orphans") + cluster.counter("b", "orphans") == 0);
 }
 
 #[test]
@@ -42,19 +44,21 @@ fn a_killed_receiver_ends_its_sender_with_an_error() {
     let Some([python]) = programs::find(["python3"]) else {
         return;
     };
-    let lab = Lab::new("a_killed_receiver_ends_its_sender_with_an_error");
-    let cluster = lab.up();
-    let (mut pair, _) = connected(&lab, &cluster, &python);
-    // More than all buffers hold, so the sender blocks until its peer is gone.
-    pair.client.post("send c 64000000");
-    pair.server
-        .expect("recv s 1000", "received 1000 right more");
-    pair.server.process.kill();
-    let ended = pair.client.answer();
-    assert!(
-        ["error ECONNRESET", "error EPIPE"].contains(&ended.as_str()),
-        "{ended}"
-    );
+    for road in Road::BOTH {
+        let lab = Lab::new("a_killed_receiver_ends_its_sender_with_an_error");
+        let cluster = lab.up_on(road);
+        let (mut pair, _) = connected(&lab, &cluster, &python);
+        // More than all buffers hold, so the sender blocks until its peer is gone.
+        pair.client.post("send c 64000000");
+        pair.server
+            .expect("recv s 1000", "received 1000 right more");
+        pair.server.process.kill();
+        let ended = pair.client.answer();
+        assert!(
+            ["error ECONNRESET", "error EPIPE"].contains(&ended.as_str()),
+            "{ended}"
+        );
+    }
 }
 
 #[test]
@@ -62,30 +66,32 @@ fn a_killed_emulator_resets_san_connections_and_leaves_tcp_alone() {
     let Some([python]) = programs::find(["python3"]) else {
         return;
     };
-    let lab = Lab::new("a_killed_emulator_resets_san_connections_and_leaves_tcp_alone");
-    let cluster = lab.up();
-    let (mut pair, address) = connected(&lab, &cluster, &python);
-    pair.client.post("drain c");
-    pair.server.post("drain s");
-    kernel::kill_9(cluster.emulator_pid());
-    if Road::expected() == Road::San {
-        assert_eq!(pair.client.answer(), "received 0 right ECONNRESET");
-        assert_eq!(pair.server.answer(), "received 0 right ECONNRESET");
-    } else {
-        assert!(pair.client.is_blocked() && pair.server.is_blocked());
-        return;
-    }
-    // New connections of programs that run already fall back, and listeners go on accepting.
-    for accept in ["accept", "poll_accept"] {
-        pair.server.post(&format!("{accept} s l"));
-        pair.client.expect(
-            &format!("connect c {address} 7000"),
-            &format!("connected {address} 7000"),
-        );
-        assert!(pair.server.answer().starts_with("accepted "));
-        pair.client.expect("send c 5000", "sent 5000");
-        pair.server
-            .expect("recv s 5000", "received 5000 right more");
+    for road in Road::BOTH {
+        let lab = Lab::new("a_killed_emulator_resets_san_connections_and_leaves_tcp_alone");
+        let cluster = lab.up_on(road);
+        let (mut pair, address) = connected(&lab, &cluster, &python);
+        pair.client.post("drain c");
+        pair.server.post("drain s");
+        kernel::kill_9(cluster.emulator_pid());
+        if road == Road::San {
+            assert_eq!(pair.client.answer(), "received 0 right ECONNRESET");
+            assert_eq!(pair.server.answer(), "received 0 right ECONNRESET");
+        } else {
+            assert!(pair.client.is_blocked() && pair.server.is_blocked());
+            continue;
+        }
+        // New connections of programs that run already fall back, and listeners go on accepting.
+        for accept in ["accept", "poll_accept"] {
+            pair.server.post(&format!("{accept} s l"));
+            pair.client.expect(
+                &format!("connect c {address} 7000"),
+                &format!("connected {address} 7000"),
+            );
+            assert!(pair.server.answer().starts_with("accepted "));
+            pair.client.expect("send c 5000", "sent 5000");
+            pair.server
+                .expect("recv s 5000", "received 5000 right more");
+        }
     }
 }
 
@@ -94,16 +100,18 @@ fn a_finished_peer_stays_finished_when_the_emulator_is_killed() {
     let Some([python]) = programs::find(["python3"]) else {
         return;
     };
-    let lab = Lab::new("a_finished_peer_stays_finished_when_the_emulator_is_killed");
-    let cluster = lab.up();
-    let (mut pair, _) = connected(&lab, &cluster, &python);
-    pair.client.expect("send c 3000", "sent 3000");
-    pair.client.expect("shutdown c", "shut");
-    pair.server
-        .expect("recv s 3000", "received 3000 right more");
-    pair.server.expect("drain s", "received 0 right eof");
-    kernel::kill_9(cluster.emulator_pid());
-    pair.server.expect("drain s", "received 0 right eof");
+    for road in Road::BOTH {
+        let lab = Lab::new("a_finished_peer_stays_finished_when_the_emulator_is_killed");
+        let cluster = lab.up_on(road);
+        let (mut pair, _) = connected(&lab, &cluster, &python);
+        pair.client.expect("send c 3000", "sent 3000");
+        pair.client.expect("shutdown c", "shut");
+        pair.server
+            .expect("recv s 3000", "received 3000 right more");
+        pair.server.expect("drain s", "received 0 right eof");
+        kernel::kill_9(cluster.emulator_pid());
+        pair.server.expect("drain s", "received 0 right eof");
+    }
 }
 
 #[test]
@@ -111,24 +119,26 @@ fn a_killed_emulator_in_the_middle_of_a_stream_shows_no_false_end() {
     let Some([python]) = programs::find(["python3"]) else {
         return;
     };
-    let lab = Lab::new("a_killed_emulator_in_the_middle_of_a_stream_shows_no_false_end");
-    let cluster = lab.up();
-    let (mut pair, _) = connected(&lab, &cluster, &python);
-    pair.client.post("send c 64000000");
-    pair.server
-        .expect("recv s 1000000", "received 1000000 right more");
-    kernel::kill_9(cluster.emulator_pid());
-    if Road::expected() == Road::San {
-        let sent = pair.client.answer();
-        assert!(
-            ["error ECONNRESET", "error EPIPE"].contains(&sent.as_str()),
-            "{sent}"
-        );
-        let got = pair.server.ask("drain s");
-        assert!(got.ends_with("ECONNRESET"), "{got}");
-    } else {
-        let got = pair.server.ask("recv s 63000000");
-        assert!(got.starts_with("received 63000000 "), "{got}");
+    for road in Road::BOTH {
+        let lab = Lab::new("a_killed_emulator_in_the_middle_of_a_stream_shows_no_false_end");
+        let cluster = lab.up_on(road);
+        let (mut pair, _) = connected(&lab, &cluster, &python);
+        pair.client.post("send c 64000000");
+        pair.server
+            .expect("recv s 1000000", "received 1000000 right more");
+        kernel::kill_9(cluster.emulator_pid());
+        if road == Road::San {
+            let sent = pair.client.answer();
+            assert!(
+                ["error ECONNRESET", "error EPIPE"].contains(&sent.as_str()),
+                "{sent}"
+            );
+            let got = pair.server.ask("drain s");
+            assert!(got.ends_with("ECONNRESET"), "{got}");
+        } else {
+            let got = pair.server.ask("recv s 63000000");
+            assert!(got.starts_with("received 63000000 "), "{got}");
+        }
     }
 }
 
@@ -137,33 +147,35 @@ fn an_idle_cluster_with_open_connections_uses_no_processor() {
     let Some([python]) = programs::find(["python3"]) else {
         return;
     };
-    let lab = Lab::new("an_idle_cluster_with_open_connections_uses_no_processor");
-    let cluster = lab.up();
-    let (mut pair, _) = connected(&lab, &cluster, &python);
-    pair.client.expect("send c 5000", "sent 5000");
-    pair.server
-        .expect("recv s 5000", "received 5000 right more");
-    pair.client.post("drain c");
-    pair.server.post("drain s");
-    let pids = [
-        pair.client.process.pid(),
-        pair.server.process.pid(),
-        cluster.emulator_pid(),
-    ];
-    let used = || pids.map(kernel::cpu_ticks);
-    // They settle first: a spin budget ends, an engine parks.
-    let mut before = used();
-    wait_until(|| {
-        let second = Instant::now() + Duration::from_secs(1);
-        wait_until(|| Instant::now() >= second);
-        let after = used();
-        let is_idle = after
-            .iter()
-            .zip(before)
-            .all(|(after, before)| after - before <= 1);
-        before = after;
-        is_idle
-    });
+    for road in Road::BOTH {
+        let lab = Lab::new("an_idle_cluster_with_open_connections_uses_no_processor");
+        let cluster = lab.up_on(road);
+        let (mut pair, _) = connected(&lab, &cluster, &python);
+        pair.client.expect("send c 5000", "sent 5000");
+        pair.server
+            .expect("recv s 5000", "received 5000 right more");
+        pair.client.post("drain c");
+        pair.server.post("drain s");
+        let pids = [
+            pair.client.process.pid(),
+            pair.server.process.pid(),
+            cluster.emulator_pid(),
+        ];
+        let used = || pids.map(kernel::cpu_ticks);
+        // They settle first: a spin budget ends, an engine parks.
+        let mut before = used();
+        wait_until(|| {
+            let second = Instant::now() + Duration::from_secs(1);
+            wait_until(|| Instant::now() >= second);
+            let after = used();
+            let is_idle = after
+                .iter()
+                .zip(before)
+                .all(|(after, before)| after - before <= 1);
+            before = after;
+            is_idle
+        });
+    }
 }
 
 /// A client on node b and a server on node a, connected.

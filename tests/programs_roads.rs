@@ -33,10 +33,8 @@ fn a_server_without_sanlab_is_reached_over_tcp_and_the_reason_is_told() {
     let stat = cluster.stat();
     let connection = &stat["connections"][0];
     assert_eq!(connection["road"], "tcp", "{stat:#}");
-    if Road::expected() == Road::San {
-        assert_eq!(connection["reason"], "no_san_listener", "{stat:#}");
-        assert_eq!(cluster.fall_backs("b", "no_san_listener"), 1);
-    }
+    assert_eq!(connection["reason"], "no_san_listener", "{stat:#}");
+    assert_eq!(cluster.fall_backs("b", "no_san_listener"), 1);
     client.expect("shutdown c", "shut");
     server.expect("drain s", "received 0 right eof");
 }
@@ -60,10 +58,8 @@ fn a_client_without_sanlab_reaches_a_server_on_a_node_over_tcp() {
     exchange(&mut client, "c", &mut server, "s");
     let stat = cluster.stat();
     assert_eq!(stat["connections"][0]["road"], "tcp", "{stat:#}");
-    if Road::expected() == Road::San {
-        assert_eq!(stat["connections"][0]["reason"], "off_subnet", "{stat:#}");
-        assert_eq!(cluster.fall_backs("a", "off_subnet"), 1);
-    }
+    assert_eq!(stat["connections"][0]["reason"], "off_subnet", "{stat:#}");
+    assert_eq!(cluster.fall_backs("a", "off_subnet"), 1);
 }
 
 #[test]
@@ -71,24 +67,26 @@ fn nodes_show_their_own_addresses_to_each_other() {
     let Some([python]) = programs::find(["python3"]) else {
         return;
     };
-    let lab = Lab::new("nodes_show_their_own_addresses_to_each_other");
-    let cluster = lab.up();
-    let (a, b) = (cluster.address("a"), cluster.address("b"));
-    let mut server = peer(&lab, &cluster, &python, "a");
-    server.expect("listen l 0.0.0.0 7000", "listening 0.0.0.0 7000");
-    let mut client = peer(&lab, &cluster, &python, "b");
-    client.expect(
-        &format!("connect c {a} 7000"),
-        &format!("connected {a} 7000"),
-    );
-    let accepted = server.ask("accept s l");
-    let own = client.ask("local c");
-    assert!(own.starts_with(&format!("local {b} ")), "{own}");
-    assert_eq!(accepted.replace("accepted", "local"), own);
-    server.expect("local s", &format!("local {a} 7000"));
-    exchange(&mut client, "c", &mut server, "s");
-    exchange(&mut server, "s", &mut client, "c");
-    cluster.assert_road(Road::expected(), &["a", "b"]);
+    for road in Road::BOTH {
+        let lab = Lab::new("nodes_show_their_own_addresses_to_each_other");
+        let cluster = lab.up_on(road);
+        let (a, b) = (cluster.address("a"), cluster.address("b"));
+        let mut server = peer(&lab, &cluster, &python, "a");
+        server.expect("listen l 0.0.0.0 7000", "listening 0.0.0.0 7000");
+        let mut client = peer(&lab, &cluster, &python, "b");
+        client.expect(
+            &format!("connect c {a} 7000"),
+            &format!("connected {a} 7000"),
+        );
+        let accepted = server.ask("accept s l");
+        let own = client.ask("local c");
+        assert!(own.starts_with(&format!("local {b} ")), "{own}");
+        assert_eq!(accepted.replace("accepted", "local"), own);
+        server.expect("local s", &format!("local {a} 7000"));
+        exchange(&mut client, "c", &mut server, "s");
+        exchange(&mut server, "s", &mut client, "c");
+        cluster.assert_road(road, &["a", "b"]);
+    }
 }
 
 #[test]
@@ -96,43 +94,45 @@ fn localhost_and_wildcard_belong_to_their_node() {
     let Some([python]) = programs::find(["python3"]) else {
         return;
     };
-    let lab = Lab::new("localhost_and_wildcard_belong_to_their_node");
-    let cluster = lab.up();
-    let mut peers = ["a", "b"].map(|node| peer(&lab, &cluster, &python, node));
-    for peer in &mut peers {
-        peer.expect("listen wild 0.0.0.0 7000", "listening 0.0.0.0 7000");
-        peer.expect("listen six :: 7001", "listening :: 7001");
-        peer.expect("listen local 127.0.0.1 7002", "listening 127.0.0.1 7002");
-        peer.expect("listen local6 ::1 7003", "listening ::1 7003");
-    }
-    for peer in &mut peers {
-        for (host, port, listener) in [
-            ("127.0.0.1", 7000, "wild"),
-            ("127.0.0.1", 7001, "six"),
-            ("127.0.0.1", 7002, "local"),
-            ("::1", 7003, "local6"),
-        ] {
-            peer.expect(
-                &format!("connect c {host} {port}"),
-                &format!("connected {host} {port}"),
-            );
-            let accepted = peer.ask(&format!("accept s {listener}"));
-            assert!(accepted.starts_with("accepted "), "{accepted}");
-            peer.expect("send c 1000", "sent 1000");
-            peer.expect("recv s 1000", "received 1000 right more");
-            peer.expect("close c", "closed");
-            peer.expect("drain s", "received 0 right eof");
-            peer.expect("close s", "closed");
+    for road in Road::BOTH {
+        let lab = Lab::new("localhost_and_wildcard_belong_to_their_node");
+        let cluster = lab.up_on(road);
+        let mut peers = ["a", "b"].map(|node| peer(&lab, &cluster, &python, node));
+        for peer in &mut peers {
+            peer.expect("listen wild 0.0.0.0 7000", "listening 0.0.0.0 7000");
+            peer.expect("listen six :: 7001", "listening :: 7001");
+            peer.expect("listen local 127.0.0.1 7002", "listening 127.0.0.1 7002");
+            peer.expect("listen local6 ::1 7003", "listening ::1 7003");
         }
+        for peer in &mut peers {
+            for (host, port, listener) in [
+                ("127.0.0.1", 7000, "wild"),
+                ("127.0.0.1", 7001, "six"),
+                ("127.0.0.1", 7002, "local"),
+                ("::1", 7003, "local6"),
+            ] {
+                peer.expect(
+                    &format!("connect c {host} {port}"),
+                    &format!("connected {host} {port}"),
+                );
+                let accepted = peer.ask(&format!("accept s {listener}"));
+                assert!(accepted.starts_with("accepted "), "{accepted}");
+                peer.expect("send c 1000", "sent 1000");
+                peer.expect("recv s 1000", "received 1000 right more");
+                peer.expect("close c", "closed");
+                peer.expect("drain s", "received 0 right eof");
+                peer.expect("close s", "closed");
+            }
+        }
+        // What a node binds to its localhost is out of other nodes' reach.
+        let a = cluster.address("a");
+        let [_, other] = &mut peers;
+        other.expect(&format!("connect c {a} 7002"), "error ECONNREFUSED");
+        other.expect(
+            &format!("connect c {a} 7000"),
+            &format!("connected {a} 7000"),
+        );
     }
-    // What a node binds to its localhost is out of other nodes' reach.
-    let a = cluster.address("a");
-    let [_, other] = &mut peers;
-    other.expect(&format!("connect c {a} 7002"), "error ECONNREFUSED");
-    other.expect(
-        &format!("connect c {a} 7000"),
-        &format!("connected {a} 7000"),
-    );
 }
 
 #[test]
@@ -140,37 +140,39 @@ fn http_servers_on_equal_ports_serve_their_own_files() {
     let Some([python, curl]) = programs::find(["python3", "curl"]) else {
         return;
     };
-    let lab = Lab::new("http_servers_on_equal_ports_serve_their_own_files");
-    let cluster = lab.up();
-    let _servers = ["a", "b"].map(|node| {
-        let site = lab.directory().join(node);
-        std::fs::create_dir(&site).expect("a fresh directory");
-        std::fs::write(site.join("who"), node).expect("room for a file");
-        let mut server = cluster.run(
-            node,
-            [
-                python.as_os_str(),
-                "-m".as_ref(),
-                "http.server".as_ref(),
-                "8000".as_ref(),
-            ],
-        );
-        server.current_dir(&site);
-        let process = lab.spawn(&format!("http-{node}"), server);
-        kernel::wait_listening(cluster.address(node), 8000);
-        process
-    });
-    for node in ["a", "b"] {
-        let far = fetch(
-            &lab,
-            &cluster,
-            &curl,
-            "c",
-            &cluster.address(node).to_string(),
-        );
-        assert_eq!(far, node);
-        let near = fetch(&lab, &cluster, &curl, node, "127.0.0.1");
-        assert_eq!(near, node);
+    for road in Road::BOTH {
+        let lab = Lab::new("http_servers_on_equal_ports_serve_their_own_files");
+        let cluster = lab.up_on(road);
+        let _servers = ["a", "b"].map(|node| {
+            let site = lab.directory().join(node);
+            std::fs::create_dir(&site).expect("a fresh directory");
+            std::fs::write(site.join("who"), node).expect("room for a file");
+            let mut server = cluster.run(
+                node,
+                [
+                    python.as_os_str(),
+                    "-m".as_ref(),
+                    "http.server".as_ref(),
+                    "8000".as_ref(),
+                ],
+            );
+            server.current_dir(&site);
+            let process = lab.spawn(&format!("http-{node}"), server);
+            kernel::wait_listening(cluster.address(node), 8000);
+            process
+        });
+        for node in ["a", "b"] {
+            let far = fetch(
+                &lab,
+                &cluster,
+                &curl,
+                "c",
+                &cluster.address(node).to_string(),
+            );
+            assert_eq!(far, node);
+            let near = fetch(&lab, &cluster, &curl, node, "127.0.0.1");
+            assert_eq!(near, node);
+        }
     }
 }
 

@@ -31,25 +31,18 @@ pub(crate) use peer::Peer;
 pub(crate) use process::Process;
 use watchdog::Watchdog;
 
-/// The road that connections between nodes must take in the program suites.
+/// The road that connections between nodes take in a test. Suites run on both, and must see the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Road {
-    /// Kernel TCP, through the hooks.
+    /// Kernel TCP, through the hooks: listeners on the wildcard address stay off the SAN.
     Tcp,
     /// The emulated SAN.
     San,
 }
 
 impl Road {
-    /// What the suites demand; `SANLAB_TEST_ROAD=tcp` or `san` changes it.
-    pub(crate) fn expected() -> Self {
-        match std::env::var("SANLAB_TEST_ROAD").as_deref() {
-            Ok("san") => Self::San,
-            Ok("tcp") => Self::Tcp,
-            Ok(other) => panic!("SANLAB_TEST_ROAD is `{other}`; it must be san or tcp"),
-            Err(_) => Self::Tcp,
-        }
-    }
+    /// Both, the one under test first.
+    pub(crate) const BOTH: [Self; 2] = [Self::San, Self::Tcp];
 }
 
 /// A test's own world: a temporary directory with a run directory in it, and a watchdog.
@@ -140,6 +133,18 @@ impl Lab {
     /// Starts the built-in cluster in the foreground, and waits until it is ready.
     pub(crate) fn up(&self) -> Cluster<'_> {
         self.up_with(&[])
+    }
+
+    /// Starts a cluster of nodes a, b and c whose connections take this road.
+    pub(crate) fn up_on(&self, road: Road) -> Cluster<'_> {
+        if road == Road::San {
+            return self.up();
+        }
+        let file = self.write(
+            "tcp.toml",
+            "[cluster]\nwildcard_on_san = false\n[[node]]\nname = \"a\"\n[[node]]\nname = \"b\"\n[[node]]\nname = \"c\"\n",
+        );
+        self.up_with(&[file.to_str().unwrap()])
     }
 
     /// Starts a cluster in the foreground with these arguments, and waits until it is ready.
