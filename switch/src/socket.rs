@@ -195,6 +195,11 @@ impl SwitchSocket {
         self.fd.store(fd, Ordering::Relaxed);
     }
 
+    /// Keeps a socket that has no companion yet on TCP (reason `option`): the program uses it as only a kernel socket can be used.
+    pub fn keep_on_tcp(&self) {
+        self.lock().options.keep_on_tcp();
+    }
+
     /// Where the socket stands, without a lock.
     #[must_use]
     pub fn stage(&self) -> Stage {

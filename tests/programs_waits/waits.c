@@ -1,6 +1,7 @@
 // Two ends of one connection between two nodes. `waits PORT` serves: threads are cancelled and signal handlers jump out of blocked
 // calls, then a child and its parent use the connection in turn. `waits ADDRESS PORT` connects by an edge-triggered epoll set that
 // knew the socket before, and sends back what it gets until the end.
+#define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -145,6 +149,31 @@ static void share(void) {
   wait_for(child);
 }
 
+// What the two roads answer differently; the caller compares.
+static void edges(void) {
+  int file, inner = epoll_create1(0), outer = epoll_create1(0);
+  struct epoll_event event = {.events = EPOLLIN};
+  char path[64];
+  CHECK((file = memfd_create("again", 0)) >= 0 && write(file, "again", 5) == 5 && lseek(file, 0, SEEK_SET) == 0);
+  CHECK(sendfile(connected, file, 0, 5) == 5 && close(file) == 0);
+  CHECK(recv(connected, path, 5, MSG_WAITALL) == 5 && memcmp(path, "again", 5) == 0);
+  CHECK(epoll_ctl(outer, EPOLL_CTL_ADD, inner, &event) == 0);
+  printf("into a nested set: %d\n", epoll_ctl(inner, EPOLL_CTL_ADD, connected, &event) ? errno : 0);
+  printf("a set with it: %d\n", epoll_ctl(outer, EPOLL_CTL_ADD, epoll, &event) ? errno : 0);
+  CHECK(close(inner) == 0 && close(outer) == 0);
+  CHECK(ioctl(connected, FIONCLEX) == 0);
+  CHECK((fcntl(connected, F_GETFD) & FD_CLOEXEC) == 0);
+  fflush(stdout);
+  pid_t child = fork();
+  CHECK(child >= 0);
+  if (child == 0) {
+    snprintf(path, sizeof path, "test -e /proc/self/fd/%d; echo after exec: $?", connected);
+    execl("/bin/sh", "sh", "-c", path, (char *)0);
+    _exit(127);
+  }
+  wait_for(child);
+}
+
 static void serve(int port) {
   struct sockaddr_in name = {.sin_family = AF_INET, .sin_port = htons(port)};
   struct sigaction action = {.sa_handler = jump};
@@ -173,6 +202,7 @@ static void serve(int port) {
   char byte;
   CHECK(recv(connected, &byte, 1, 0) == 1 && byte == 'x');
   CHECK(epoll_wait(epoll, &event, 1, 0) == 0);
+  edges();
   CHECK(close(epoll) == 0);
   share();
   CHECK(close(listening) == 0);

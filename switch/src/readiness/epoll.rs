@@ -5,7 +5,8 @@
 //! Invariants: a socket is registered in one place at a time, the kernel's set or ours ([`Place`]), and moves before the call that
 //! changes its road returns; the program's `data` travels untouched. Everything of ours in the kernel's set is edge-triggered and
 //! carries a mark as data that no program can have: the address of one of our own bytes.
-//! Edges: see `lock`. Source: epoll(7); Linux fs/eventpoll.c for what an edge is. Leaves out: sets within sets.
+//! Edges: see `lock`. Source: epoll(7); Linux fs/eventpoll.c for what an edge is. Leaves out: sets within
+//! sets, whose sockets stay on TCP.
 //!
 //! ```text
 //! kernel's set: kernel descriptors (program's data) | listeners' doorbells (program's data) | vectors, wake, hang-ups (marks)
@@ -58,6 +59,8 @@ pub struct EpollSet {
     fd: AtomicI32,
     /// Threads that sleep on the set, or are about to.
     sleepers: AtomicU32,
+    /// 1 once the set was put into another one: the kernel alone waits there.
+    nested: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -197,15 +200,38 @@ impl EpollSet {
             state: Lock::new(SetState::default()),
             fd: AtomicI32::new(fd),
             sleepers: AtomicU32::new(0),
+            nested: AtomicU32::new(0),
         };
         set.state.lock().make_wake(fd)?;
         Ok(Arc::new(set))
     }
 
+    /// The set is about to be put into another one. Its sockets stay on TCP from now on.
+    ///
+    /// # Errors
+    /// `EINVAL`: it holds a socket that the SAN carries, which the other set could not see.
+    pub fn nest(&self) -> Result<(), Errno> {
+        let sockets: Vec<Arc<SwitchSocket>> = {
+            let state = self.state.lock();
+            if state.registrations.iter().any(|r| r.place != Place::Kernel) {
+                return Err(libc::EINVAL);
+            }
+            // Relaxed: under the lock, like its reader.
+            self.nested.store(1, Ordering::Relaxed);
+            let all = state.registrations.iter();
+            all.map(|r| Arc::clone(&r.socket)).collect()
+        };
+        // Not under the set's lock: a socket's lock comes before it.
+        for socket in sockets {
+            socket.keep_on_tcp();
+        }
+        Ok(())
+    }
+
     /// `epoll_ctl` on a socket that the switch knows.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's. `EINVAL` for a socket that the SAN carries, in a set within another set.
     pub fn control(
         &self,
         set_fd: RawFd,
@@ -217,6 +243,10 @@ impl EpollSet {
         let socket = slot.socket().ok_or(libc::EBADF)?;
         // Relaxed: any descriptor of the set serves.
         self.fd.store(set_fd, Ordering::Relaxed);
+        // Relaxed: looked at again under the lock.
+        if operation == libc::EPOLL_CTL_ADD && self.nested.load(Ordering::Relaxed) != 0 {
+            socket.keep_on_tcp();
+        }
         let mut state = self.state.lock();
         let found = state
             .registrations
@@ -227,6 +257,9 @@ impl EpollSet {
             (libc::EPOLL_CTL_ADD, Some(_)) => return Err(libc::EEXIST),
             (libc::EPOLL_CTL_ADD, None) => {
                 let place = place_of(socket);
+                if place != Place::Kernel && self.nested.load(Ordering::Relaxed) != 0 {
+                    return Err(libc::EINVAL);
+                }
                 // The kernel's opinion of the arguments, also where the registration is ours.
                 sys::epoll_control(set_fd, operation, fd, events, data)?;
                 match place {

@@ -78,6 +78,14 @@ pub(crate) unsafe fn ioctl(
     request: libc::c_ulong,
     argument: *mut c_int,
 ) -> Option<Result<(), Errno>> {
+    if matches!(request, libc::FIOCLEX | libc::FIONCLEX) {
+        let (_, socket) = known(fd)?;
+        if socket.stage() != Stage::SanConnected {
+            return None;
+        }
+        TABLE.set_kept(fd, request == libc::FIONCLEX);
+        return Some(Ok(()));
+    }
     if !matches!(
         request,
         libc::FIONBIO | libc::FIONREAD | libc::TIOCOUTQ | SIOCATMARK

@@ -9,11 +9,11 @@ use libc::{epoll_event, fd_set, pollfd};
 use switch::outcome::now_ns;
 use switch::readiness::epoll::{EpollSet, Event, Scan};
 use switch::readiness::poll::{self, PollState, Round};
-use switch::table::Kind;
+use switch::table::{Kind, SlotRef};
 use switch::{Errno, sys};
 
 use crate::calls::wait::timespec;
-use crate::runtime::{self, SERVICE, SETS, TABLE};
+use crate::runtime::{self, Runtime, SERVICE, SETS, TABLE};
 
 /// End of a wait that begins now; `u64::MAX`: none.
 pub(crate) fn deadline_ms(timeout_ms: c_int) -> u64 {
@@ -248,6 +248,9 @@ pub(crate) unsafe fn control(
     if runtime::is_hidden(fd) || runtime::is_hidden(set_fd) {
         return Some(Err(libc::EBADF));
     }
+    if operation == libc::EPOLL_CTL_ADD && TABLE.kind(fd) != Kind::Socket {
+        return nest(runtime, set_fd, fd).err().map(Err);
+    }
     let slot = TABLE.get(fd)?;
     let socket = slot.socket()?;
     if runtime.process.is_foreign() {
@@ -273,15 +276,33 @@ pub(crate) unsafe fn control(
     if operation != libc::EPOLL_CTL_ADD || TABLE.kind(set_fd) == Kind::Socket {
         return None;
     }
-    let set = match EpollSet::new(set_fd) {
-        Ok(set) => set,
-        // Not a set: the kernel says so too, in its own words.
-        Err(_) => return None,
-    };
+    // Not a set: the kernel says so too, in its own words.
+    let kept = track(set_fd)?;
+    Some(kept.set()?.control(set_fd, operation, fd, &slot, event))
+}
+
+/// Begins to know a set.
+fn track(set_fd: c_int) -> Option<SlotRef<'static>> {
+    let set = EpollSet::new(set_fd).ok()?;
     let kept = TABLE.insert_set(set_fd, set)?;
-    let set = kept.set()?;
-    SETS.keep(set);
-    Some(set.control(set_fd, operation, fd, &slot, event))
+    SETS.keep(kept.set()?);
+    Some(kept)
+}
+
+/// `fd`, which is no socket, is about to be put into the set `outer`: if it is a set, its sockets stay on TCP.
+fn nest(runtime: &Runtime, outer: c_int, fd: c_int) -> Result<(), Errno> {
+    if runtime.process.is_foreign() {
+        return Ok(());
+    }
+    let inner = TABLE.get_set(fd).or_else(|| {
+        // A set answers that it does not hold the other one, anything else that it is no set.
+        let probe = sys::epoll_control(fd, libc::EPOLL_CTL_DEL, outer, 0, 0);
+        (probe == Err(libc::ENOENT)).then(|| track(fd)).flatten()
+    });
+    match inner.as_ref().and_then(|slot| slot.set()) {
+        Some(inner) => inner.nest(),
+        None => Ok(()),
+    }
 }
 
 /// Whether a set knows sockets of the switch.
