@@ -367,6 +367,21 @@ pub fn raise(signal: i32) {
     unsafe { syscall(libc::SYS_tgkill, args) }.ok();
 }
 
+/// Sends a signal to the calling thread with what it carried before.
+pub fn queue_to_self(info: &libc::siginfo_t) {
+    let address = ptr::from_ref(info).expose_provenance();
+    let args = [
+        int(getpid()),
+        int(gettid()),
+        int(info.si_signo),
+        address,
+        0,
+        0,
+    ];
+    // SAFETY: the fourth argument points at a siginfo. The kernel lets a process say anything to itself.
+    unsafe { syscall(libc::SYS_rt_tgsigqueueinfo, args) }.ok();
+}
+
 /// Gives the processor away.
 pub fn yield_now() {
     // SAFETY: takes no argument and cannot fail.

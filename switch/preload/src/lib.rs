@@ -21,3 +21,4 @@ mod host;
 mod real;
 mod runtime;
 mod service;
+mod signals;

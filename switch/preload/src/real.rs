@@ -159,12 +159,16 @@ real_functions! {
     freopen(path: *const c_char, mode: *const c_char, stream: *mut FILE) -> *mut FILE;
     freopen64(path: *const c_char, mode: *const c_char, stream: *mut FILE) -> *mut FILE;
 
+    sigaction(signal: c_int, action: *const sigaction_t, old: *mut sigaction_t) -> c_int;
+
     syscall(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long_result;
     io_uring_setup(entries: c_uint, parameters: *mut c_void) -> c_int;
     io_uring_queue_init(entries: c_uint, ring: *mut c_void, flags: c_uint) -> c_int;
     io_uring_queue_init_params(entries: c_uint, ring: *mut c_void, parameters: *mut c_void) -> c_int;
     io_uring_queue_init_mem(entries: c_uint, ring: *mut c_void, parameters: *mut c_void, memory: *mut c_void, len: size_t) -> c_int;
 }
+
+use libc::sigaction as sigaction_t;
 
 /// `long`, which has the size of `ssize_t` on the supported architectures.
 #[expect(non_camel_case_types, reason = "stands for a C type")]

@@ -14,8 +14,10 @@ pub(crate) mod stream;
 pub(crate) mod traffic;
 pub(crate) mod wait;
 
-/// Runs `work` so that no panic passes into the program: it aborts here. Never put around a real function that can block, because a
-/// cancelled thread unwinds through that.
+use crate::signals;
+
+/// Runs `work` so that no panic passes into the program: it aborts here; and so that no signal handler of the program runs inside.
+/// Never put around a real function that can block, because a cancelled thread unwinds through that.
 #[inline]
 pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> T {
     struct Abort;
@@ -25,7 +27,9 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> T {
         }
     }
     let abort = Abort;
+    signals::enter();
     let value = work();
     core::mem::forget(abort);
+    signals::leave();
     value
 }

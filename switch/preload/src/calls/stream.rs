@@ -186,6 +186,12 @@ impl Transfer {
                         return None;
                     }
                 }
+                // As in the kernel, a receive of nothing waits for something.
+                (Way::Receive, Ok(0))
+                    if self.total == 0 && conn.readable_bytes() == 0 && !conn.is_final() =>
+                {
+                    return None;
+                }
                 (Way::Receive, Ok(n)) => {
                     let is_final = n == 0 || conn.is_final();
                     if self.has(libc::MSG_PEEK) && self.has(libc::MSG_WAITALL) {

@@ -11,6 +11,7 @@ use switch::waiters::{FUNCTIONS, Sleep};
 use switch::{Errno, sys};
 
 use crate::runtime::WAITERS;
+use crate::signals;
 
 const FDS: usize = 8 + 2 * FUNCTIONS;
 
@@ -27,11 +28,13 @@ pub(crate) struct Wait {
     pub(crate) deadline_ns: u64,
     /// End of this wait.
     pub(crate) until_ns: u64,
+    /// Put-off signals of this thread when the call began.
+    signals: u32,
 }
 
 impl Wait {
     /// No wait yet.
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let nothing = libc::pollfd {
             fd: -1,
             events: 0,
@@ -43,7 +46,14 @@ impl Wait {
             sleep: Sleep::new(),
             deadline_ns: 0,
             until_ns: u64::MAX,
+            signals: signals::resent(),
         }
+    }
+
+    /// Whether a handler ran since the call began, put off to a moment when the thread did not sleep: the wait would miss it.
+    pub(crate) fn has_signal(&mut self) -> bool {
+        let now = signals::resent();
+        core::mem::replace(&mut self.signals, now) != now
     }
 
     /// Sets the end of the call once: now and `limit_ns`.

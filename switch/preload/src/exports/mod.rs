@@ -9,6 +9,7 @@ mod files;
 mod names;
 mod outside;
 mod ready;
+mod signals;
 
 use crate::calls::guarded;
 use crate::errno;
@@ -48,6 +49,17 @@ macro_rules! with_program {
 /// program's back.
 macro_rules! sleep {
     ($wait:ident) => {{
+        if $wait.has_signal() {
+            libc::EINTR
+        } else {
+            $crate::exports::sleep_now!($wait)
+        }
+    }};
+}
+
+/// The sleep itself.
+macro_rules! sleep_now {
+    ($wait:ident) => {{
         let before = crate::errno::load();
         let timeout = $wait.timeout();
         let timeout = timeout
@@ -74,4 +86,4 @@ fn kept<T>(work: impl FnOnce() -> T) -> T {
     value
 }
 
-pub(crate) use {exports, real, sleep, with_program};
+pub(crate) use {exports, real, sleep, sleep_now, with_program};

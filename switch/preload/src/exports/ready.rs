@@ -13,6 +13,7 @@ use switch::readiness::poll::{EXTRA, PollState, Round};
 use super::{exports, real, with_program};
 use crate::calls::readiness::{self, Selection};
 use crate::errno;
+use crate::signals;
 
 /// Entries that fit on the stack.
 const ON_STACK: usize = 64;
@@ -55,6 +56,7 @@ fn poll_all(fds: *mut pollfd, count: usize, deadline_ns: u64, mask: *const sigse
     };
     let before = errno::load();
     let mut state = PollState::new();
+    let signals = signals::resent();
     loop {
         let (len, limit_ns) =
             match with_program!(readiness::round(fds, count, work, &mut state, deadline_ns)) {
@@ -65,6 +67,12 @@ fn poll_all(fds: *mut pollfd, count: usize, deadline_ns: u64, mask: *const sigse
                 }
                 Round::Sleep { len, limit_ns } => (len, limit_ns),
             };
+        if signals::resent() != signals {
+            // A handler ran, put off to a moment when the thread did not sleep: as if it had.
+            with_program!(readiness::woken(work, len, &mut state));
+            room.free();
+            return errno::answer_int(Err(libc::EINTR));
+        }
         let timeout = readiness::left(deadline_ns, limit_ns);
         let timeout = timeout
             .as_ref()
@@ -109,6 +117,7 @@ fn wait_on_set(
     let Some(places) = usize::try_from(room).ok().filter(|&r| r > 0) else {
         return errno::answer_int(Err(libc::EINVAL));
     };
+    let signals = signals::resent();
     loop {
         let scan = with_program!(readiness::scan(set, events, places, deadline_ns));
         let (limit_ns, has_slept) = match scan {
@@ -119,6 +128,11 @@ fn wait_on_set(
             Some(Scan::Sleep { limit_ns }) => (limit_ns, true),
             None => (None, false),
         };
+        if signals::resent() != signals {
+            // As in `poll_all`.
+            with_program!(readiness::collect(set, events, places, 0, has_slept));
+            return errno::answer_int(Err(libc::EINTR));
+        }
         let before = errno::load();
         let result = if is_precise {
             let timeout = readiness::left(deadline_ns, limit_ns);

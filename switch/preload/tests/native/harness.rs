@@ -33,6 +33,11 @@ impl Cluster {
             .expect("one of 150 subnets is free")
     }
 
+    /// C of 127.77.C.0/24.
+    pub(crate) fn subnet(&self) -> u8 {
+        self.subnet
+    }
+
     /// Address of node `k`, from 1.
     pub(crate) fn address(&self, k: u8) -> String {
         format!("127.77.{}.{k}", self.subnet)
@@ -199,17 +204,4 @@ pub(crate) fn compile(scratch: &Scratch, name: &str) -> Option<PathBuf> {
             .arg("-lpthread"),
     );
     Some(program)
-}
-
-/// Runs a C program on plain Linux and on a node: both must succeed and print the same.
-pub(crate) fn in_both_worlds(name: &str) {
-    let scratch = Scratch::new(name);
-    let Some(program) = compile(&scratch, name) else {
-        return;
-    };
-    let plain = succeed(Command::new(&program).stdin(Stdio::null()));
-    assert!(!plain.is_empty(), "{name} checks nothing");
-    let cluster = Cluster::claim();
-    let hooked = succeed(&mut cluster.command(1, &program));
-    assert_eq!(plain, hooked, "{name} on plain Linux (left) and on a node");
 }

@@ -1,5 +1,11 @@
-//! Real programs through the preload library, without an emulator: everything stays on kernel TCP and behaves as on plain Linux.
+//! Real programs through the preload library: over kernel TCP without an emulator, and over the SAN with it.
+#![expect(
+    unsafe_code,
+    reason = "leaves descriptors to programs under fixed numbers"
+)]
 
+#[cfg(test)]
+mod emulator;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]

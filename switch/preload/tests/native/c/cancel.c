@@ -1,4 +1,4 @@
-// A thread blocked in recv, accept or poll is cancelled; its cleanup handler runs, and the sockets go on working.
+// A thread blocked in recv, send, accept, poll or connect is cancelled; its cleanup handler runs, and the sockets go on working.
 #include "check.h"
 
 static int fd, cleaned;
@@ -8,14 +8,20 @@ static int which;
 static void cleanup(void *unused) { cleaned++; }
 
 static void *block(void *unused) {
-  char bytes[8];
+  static char bytes[1 << 20];
   struct pollfd polled = {fd, POLLIN, 0};
+  struct epoll_event event = {EPOLLIN, {0}};
+  int set = epoll_create1(0);
+  epoll_ctl(set, EPOLL_CTL_ADD, fd, &event);
   tid = syscall(SYS_gettid);
   pthread_cleanup_push(cleanup, 0);
-  if (which == 0) recv(fd, bytes, sizeof bytes, 0);
+  if (which == 0) recv(fd, bytes, 8, 0);
   if (which == 1) accept(fd, 0, 0);
   if (which == 2) poll(&polled, 1, -1);
-  if (which == 3) read(fd, bytes, sizeof bytes);
+  if (which == 3) read(fd, bytes, 8);
+  if (which == 4) epoll_wait(set, &event, 1, -1);
+  if (which == 5)
+    for (;;) send(fd, bytes, sizeof bytes, 0);
   pthread_cleanup_pop(0);
   return 0;
 }
@@ -25,28 +31,37 @@ static int cancelled(int what, int on) {
   void *result;
   which = what, fd = on, tid = 0;
   if (pthread_create(&thread, 0, block, 0)) return 0;
-  while (!tid || !asleep(tid)) sched_yield();
+  for (int seen = 0; seen < 50; sched_yield()) seen = tid && asleep(tid) ? seen + 1 : 0;
   if (pthread_cancel(thread) || pthread_join(thread, &result)) return 0;
   return result == PTHREAD_CANCELED;
 }
 
-int main(void) {
-  int fds[2];
+int main(int argc, char **argv) {
+  start_peer(argc, argv);
   char bytes[8];
   struct sockaddr_in name;
-  pair(fds);
+  int c = dial(0), full = dial(1);
   int l = listener(&name);
-  CHECK(cancelled(0, fds[0]));
-  CHECK(cleaned == 1);
-  CHECK(cancelled(1, l));
-  CHECK(cancelled(2, fds[0]));
-  CHECK(cancelled(3, fds[0]));
-  CHECK(cleaned == 4);
-  CHECK(send(fds[1], "after", 5, 0) == 5);
-  CHECK(recv(fds[0], bytes, sizeof bytes, 0) == 5);
-  int c = socket(AF_INET, SOCK_STREAM, 0);
-  CHECK(connect(c, (struct sockaddr *)&name, sizeof name) == 0);
-  CHECK((fds[0] = accept(l, 0, 0)) >= 0);
-  CHECK(close(fds[0]) == 0 && close(c) == 0 && close(l) == 0);
+  for (int round = 0; round < 3; round++) {
+    CHECK(cancelled(0, c));
+    CHECK(cancelled(1, l));
+    CHECK(cancelled(2, c));
+    CHECK(cancelled(2, l));
+    CHECK(cancelled(3, c));
+    CHECK(cancelled(4, c));
+    CHECK(cancelled(4, l));
+    CHECK(cancelled(5, full));
+  }
+  CHECK(cleaned == 24);
+  CHECK(ASK("send 0 5") == 5);
+  CHECK(recv(c, bytes, sizeof bytes, 0) == 5);
+  CHECK(send(c, "after", 5, 0) == 5);
+  CHECK(ASK("recv 0 5") == 5);
+  tell("connect 2 %s %d", setting("ADDR"), ntohs(name.sin_port));
+  int a = accept(l, 0, 0);
+  CHECK(a >= 0 && told() == 0);
+  CHECK(ASK("send 2 5") == 5);
+  CHECK(recv(a, bytes, 5, MSG_WAITALL) == 5);
+  CHECK(close(a) == 0 && close(c) == 0 && close(l) == 0 && close(full) == 0);
   return 0;
 }
