@@ -516,8 +516,10 @@ impl EpollSet {
 
 impl Drop for EpollSet {
     fn drop(&mut self) {
+        // Not by the lock: the last reference may go while a fork keeps it closed, and that fork waits for those inside the gate.
+        let vectors = core::mem::take(&mut self.state.value_mut().vectors);
         let _inside = gate::enter();
-        for vector in self.state.lock().vectors.drain(..) {
+        for vector in vectors {
             vector.provider.waiting.release(vector.waiter);
         }
     }
@@ -661,4 +663,25 @@ fn mark(number: usize) -> u64 {
 fn mark_number(data: u64) -> Option<usize> {
     let offset = data.checked_sub(mark(0))?;
     usize::try_from(offset).ok().filter(|&n| n < MARKS.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd as _;
+
+    use nix::sys::epoll::{Epoll, EpollCreateFlags};
+
+    use super::*;
+
+    #[test]
+    fn a_set_may_end_while_a_fork_keeps_it_closed() {
+        let kernels = Epoll::new(EpollCreateFlags::empty()).unwrap().0;
+        let sets = Sets::new();
+        let set = EpollSet::new(kernels.as_raw_fd()).unwrap();
+        sets.keep(&set);
+        sets.before_fork();
+        drop(set);
+        sets.after_fork(false);
+        assert_eq!(sets.all().len(), 0);
+    }
 }

@@ -62,6 +62,11 @@ impl<T> Lock<T> {
         unsafe { &*self.value.get() }
     }
 
+    /// The value, for whoever owns the lock alone, taken or not.
+    pub(super) fn value_mut(&mut self) -> &mut T {
+        self.value.get_mut()
+    }
+
     /// Frees the lock after [`Self::close`], in the parent or in the child.
     pub fn open(&self) {
         // EDGE set-lock (release): the value. Acquired in `close`.
