@@ -2,8 +2,8 @@
 //!
 //! Place: every command finds clusters through [`RunDirectory`].
 //! Invariants: the run directory and each cluster's directory are ours alone (mode 0700). A cluster's directory is locked (flock on the
-//! directory itself) by its emulator for as long as that lives, so an unlocked one is a leftover, whatever its files say; no process id is trusted for
-//! that. Making and cleaning directories happens under a lock on the run directory.
+//! directory itself) by its emulator for as long as that lives, so an unlocked one is a leftover, whatever its files say; a process id decides only
+//! whether to look a second time. Making and cleaning directories happens under a lock on the run directory.
 //! Source: ours; XDG base directory specification.
 
 use std::ffi::OsStr;
@@ -12,11 +12,15 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 
 /// Longest path of a Unix socket, without its final zero: `sun_path` holds 108 bytes.
 const SOCKET_PATH_MAX: usize = 107;
+
+/// How long a killed emulator may keep its lock before it counts as running.
+const LET_GO_LIMIT: Duration = Duration::from_secs(2);
 
 /// The user's directory of clusters.
 #[derive(Clone, Debug)]
@@ -144,7 +148,7 @@ impl RunLock<'_> {
             let Some(name) = cluster_name(&entry.file_name()) else {
                 continue;
             };
-            match take(&entry.path())? {
+            match take_settled(&entry.path())? {
                 Taken::Leftover(home) => home.remove()?,
                 Taken::Live => live.push((name, entry.path())),
                 Taken::NotADirectory => {}
@@ -212,6 +216,34 @@ fn take(path: &Path) -> anyhow::Result<Taken> {
     }
 }
 
+/// As [`take`], when an emulator that is just ending has let go: the lock outlives a killed process by a moment.
+fn take_settled(path: &Path) -> anyhow::Result<Taken> {
+    let deadline = Instant::now() + LET_GO_LIMIT;
+    loop {
+        let taken = take(path)?;
+        if !matches!(taken, Taken::Live) || !is_ending(path) || Instant::now() >= deadline {
+            return Ok(taken);
+        }
+        crate::signals::pause(Duration::from_millis(2));
+    }
+}
+
+/// Whether the emulator that a cluster's directory names has ended, or is about to.
+fn is_ending(path: &Path) -> bool {
+    let record = fs::read(state_file(path)).unwrap_or_default();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+    let Some(pid) = record["emulator_pid"].as_u64() else {
+        return false;
+    };
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        // The state follows the name, which may hold anything.
+        Ok(stat) => stat
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    }
+}
+
 fn cluster_name(file_name: &OsStr) -> Option<String> {
     let name = file_name.to_str()?;
     crate::config::is_name(name).then(|| name.to_owned())
@@ -254,4 +286,48 @@ pub(crate) fn check_socket_paths<'a>(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// A locked cluster directory that names this process as its emulator.
+    fn locked(test: &str, pid: u32) -> (RunDirectory, ClusterHome) {
+        let path = std::env::temp_dir().join(format!("sl-{}-{test}", std::process::id()));
+        let run = RunDirectory::at(path);
+        let home = run.lock().unwrap().make("one").unwrap();
+        fs::write(
+            state_file(&home.path),
+            format!("{{\"emulator_pid\": {pid}}}"),
+        )
+        .unwrap();
+        (run, home)
+    }
+
+    #[test]
+    fn a_lock_of_a_dead_emulator_is_waited_for() {
+        let mut ended = Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        let (run, home) = locked("dead", ended.id());
+        let letting_go = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(home);
+        });
+        assert_eq!(run.lock().unwrap().clean().unwrap(), []);
+        letting_go.join().unwrap();
+        assert!(!run.path().join("one").exists());
+        fs::remove_dir(run.path()).unwrap();
+    }
+
+    #[test]
+    fn a_lock_of_a_live_emulator_counts() {
+        let (run, home) = locked("live", std::process::id());
+        let live = run.lock().unwrap().clean().unwrap();
+        assert_eq!(live, [("one".to_owned(), home.path.clone())]);
+        home.remove().unwrap();
+        fs::remove_dir(run.path()).unwrap();
+    }
 }
