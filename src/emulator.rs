@@ -290,6 +290,7 @@ pub(crate) fn serve(arguments: &cli::Emulator) -> Result<(), Failure> {
             subnet: claim.subnet,
             wildcard_on_san: plan.wildcard_on_san,
             backlog_full: plan.backlog_full,
+            san_connect_limit_ms: plan.san_connect_limit_ms,
         };
         control::serve(&config, || {
             let announced = record

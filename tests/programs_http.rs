@@ -36,7 +36,7 @@ fn curl_fetches_256_mib_from_http_server() {
         server.current_dir(&site);
         let mut server = lab.spawn("server", server);
         let address = cluster.address("a");
-        kernel::wait_listening(address, PORT);
+        cluster.wait_listening("a", PORT);
         // Of an earlier cluster on the same subnet.
         let before = kernel::connections_on_port(address, PORT);
 
@@ -104,7 +104,7 @@ fn twenty_clients_at_once_get_their_files() {
         server.current_dir(&site);
         let _server = lab.spawn("server", server);
         let address = cluster.address("a");
-        kernel::wait_listening(address, PORT);
+        cluster.wait_listening("a", PORT);
 
         let clients: Vec<_> = (0..20)
             .map(|number| {

@@ -45,7 +45,7 @@ fn measure(test: &str, road: Road, options: &[&str]) {
         cluster.run("a", [iperf3.as_os_str(), "-s".as_ref(), "-1".as_ref()]),
     );
     let address = cluster.address("a");
-    kernel::wait_listening(address, PORT);
+    cluster.wait_listening("a", PORT);
     // Of an earlier cluster on the same subnet.
     let before = kernel::connections_on_port(address, PORT);
 

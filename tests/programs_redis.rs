@@ -4,7 +4,7 @@ mod harness;
 
 use std::path::Path;
 
-use harness::{Cluster, Lab, Process, Road, kernel, programs, wait_until};
+use harness::{Cluster, Lab, Process, Road, programs, wait_until};
 
 const PORT: u16 = 6379;
 
@@ -112,7 +112,7 @@ fn start(lab: &Lab, cluster: &Cluster<'_>, server: &Path, node: &str) -> Process
         ])
         .arg(&directory);
     let process = lab.spawn(&format!("redis-{node}"), command);
-    kernel::wait_listening(cluster.address(node), PORT);
+    cluster.wait_listening(node, PORT);
     process
 }
 

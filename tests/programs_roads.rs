@@ -4,7 +4,7 @@ mod harness;
 
 use std::path::{Path, PathBuf};
 
-use harness::{Cluster, Lab, Peer, Road, kernel, programs};
+use harness::{Cluster, Lab, Peer, Road, programs};
 
 #[test]
 fn a_server_without_sanlab_is_reached_over_tcp_and_the_reason_is_told() {
@@ -158,7 +158,7 @@ fn http_servers_on_equal_ports_serve_their_own_files() {
             );
             server.current_dir(&site);
             let process = lab.spawn(&format!("http-{node}"), server);
-            kernel::wait_listening(cluster.address(node), 8000);
+            cluster.wait_listening(node, 8000);
             process
         });
         for node in ["a", "b"] {

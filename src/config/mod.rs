@@ -31,6 +31,8 @@ pub(crate) struct ClusterPlan {
     pub(crate) wildcard_on_san: bool,
     /// What happens to connects beyond a listener's backlog.
     pub(crate) backlog_full: BacklogFull,
+    /// Time a connect gets on the SAN before TCP is tried; the switch's own when absent.
+    pub(crate) san_connect_limit_ms: Option<u64>,
     /// The nodes, in the file's order.
     pub(crate) nodes: Vec<NodePlan>,
 }
@@ -78,6 +80,7 @@ impl ClusterPlan {
             name: None,
             wildcard_on_san: true,
             backlog_full: BacklogFull::Hold,
+            san_connect_limit_ms: None,
             nodes: ["a", "b", "c"].map(node).into(),
         }
     }
@@ -167,6 +170,9 @@ impl ClusterPlan {
             self.wildcard_on_san,
             backlog_name(self.backlog_full)
         );
+        if let Some(limit_ms) = self.san_connect_limit_ms {
+            text.push_str(&format!("san_connect_limit = \"{limit_ms} ms\"\n"));
+        }
         for node in &self.nodes {
             let addresses: Vec<String> = node
                 .addresses
@@ -306,6 +312,9 @@ fn read_cluster(node: &Node, plan: &mut ClusterPlan) -> Result<bool, Fault> {
                         _ => BacklogFull::Refuse,
                     };
             }
+            "san_connect_limit" => {
+                plan.san_connect_limit_ms = Some(duration_ms(entry, "cluster.san_connect_limit")?);
+            }
             "loopback" => {
                 if choice(entry, "cluster.loopback", &["tcp", "san"])? == "san" {
                     return fault(
@@ -323,6 +332,7 @@ fn read_cluster(node: &Node, plan: &mut ClusterPlan) -> Result<bool, Fault> {
                         "ip_autoconf",
                         "wildcard_on_san",
                         "backlog_full",
+                        "san_connect_limit",
                         "loopback",
                     ],
                 );
@@ -469,6 +479,33 @@ fn name(entry: &Entry, path: &str) -> Result<String, Fault> {
             format!("{path}: `{text}` is no name; a name has {NAME_RULE}"),
         ),
         _ => wrong_kind(entry, path, "a name"),
+    }
+}
+
+/// A time such as `500 ms`, `1 s` or `2 min`.
+fn duration_ms(entry: &Entry, path: &str) -> Result<u64, Fault> {
+    const WANTED: &str = "a time from \"1 ms\" to \"60 min\", in ms, s or min,";
+    let Value::Text(text) = &entry.node.value else {
+        return wrong_kind(entry, path, WANTED);
+    };
+    let unit_at = text.find(|letter: char| !letter.is_ascii_digit());
+    let (number, unit) = text.split_at(unit_at.unwrap_or(text.len()));
+    let unit_ms = match unit.trim() {
+        "ms" => 1,
+        "s" => 1_000,
+        "min" => 60_000,
+        _ => 0,
+    };
+    let time_ms = number
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(unit_ms));
+    match time_ms {
+        Some(time_ms @ 1..=3_600_000) => Ok(time_ms),
+        _ => fault(
+            entry.node.line.or(entry.line),
+            format!("{path}: \"{text}\" where {WANTED} belongs"),
+        ),
     }
 }
 

@@ -88,7 +88,12 @@ impl World {
             is_detached: false,
             owns_run_directory: true,
         };
-        match Emulator::start(&run, CLUSTER, &ClusterPlan::built_in(), options, &stop)? {
+        let plan = ClusterPlan {
+            // The demo shows the roads, not how busy the machine is.
+            san_connect_limit_ms: Some(30_000),
+            ..ClusterPlan::built_in()
+        };
+        match Emulator::start(&run, CLUSTER, &plan, options, &stop)? {
             Started::Ready(emulator) => Ok(Self {
                 emulator,
                 run,

@@ -114,6 +114,7 @@ impl Emulator {
             subnet: Some(0),
             wildcard_on_san: true,
             backlog_full: BacklogFull::Hold,
+            san_connect_limit_ms: None,
         };
         let ready = Baton::new();
         let pid = fork(|| {

@@ -3,14 +3,14 @@
 //! Place: [`super::Lab::up`] makes it. Invariants: ready when it is there; ended by SIGTERM when dropped, and gone after that.
 
 use std::ffi::OsStr;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{Lab, Process, Road};
+use super::{Lab, Process, Road, kernel};
 
 pub(crate) struct Cluster<'a> {
     lab: &'a Lab,
@@ -18,6 +18,8 @@ pub(crate) struct Cluster<'a> {
     pub(crate) up: Process,
     /// Name of the cluster.
     pub(crate) name: String,
+    /// What its wildcard listeners are on.
+    pub(crate) road: Road,
 }
 
 impl<'a> Cluster<'a> {
@@ -29,7 +31,12 @@ impl<'a> Cluster<'a> {
             .strip_prefix("cluster ")
             .and_then(|rest| rest.split(',').next());
         let name = name.unwrap_or_else(|| panic!("{said}")).to_owned();
-        Self { lab, up, name }
+        Self {
+            lab,
+            up,
+            name,
+            road: Road::San,
+        }
     }
 
     /// Directory of the cluster.
@@ -71,6 +78,16 @@ impl<'a> Cluster<'a> {
             .sanlab(["run", "--cluster", &self.name, "--node", node, "--"]);
         command.args(program);
         command
+    }
+
+    /// Waits until a program on a node listens on this port: in the kernel first, then on the SAN. A client in between falls back, as it
+    /// should.
+    pub(crate) fn wait_listening(&self, node: &str, port: u16) {
+        let address = SocketAddrV4::new(self.address(node), port);
+        super::wait_until(|| kernel::is_listening(address));
+        if self.road == Road::San {
+            super::wait_until(|| self.counter(node, "listeners") > 0);
+        }
     }
 
     /// The stat object.

@@ -51,11 +51,6 @@ pub(crate) fn is_listening(address: SocketAddrV4) -> bool {
         .any(|socket| socket.is_listener && socket.local == address)
 }
 
-/// Waits until a kernel socket listens on exactly this address.
-pub(crate) fn wait_listening(ip: Ipv4Addr, port: u16) {
-    super::wait_until(|| is_listening(SocketAddrV4::new(ip, port)));
-}
-
 /// Kernel TCP connections with this port at one end, of any state but listening: also those that ended within the last minute.
 pub(crate) fn connections_on_port(ip: Ipv4Addr, port: u16) -> Vec<TcpSocket> {
     let end = SocketAddrV4::new(ip, port);

@@ -112,6 +112,9 @@ pub struct NodeConfig {
     pub subnet: Option<u8>,
     /// Whether wildcard listeners are on the SAN.
     pub wildcard_on_san: bool,
+    /// Time a connect gets on the SAN before TCP is tried; the switch's own when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub san_connect_limit_ms: Option<u64>,
     /// All nodes.
     pub nodes: Vec<NodeEntry>,
     /// SAN service providers in order of preference.
@@ -265,6 +268,7 @@ mod tests {
             addresses: vec![],
             subnet: None,
             wildcard_on_san: true,
+            san_connect_limit_ms: None,
             nodes: vec![],
             providers: vec![],
         };

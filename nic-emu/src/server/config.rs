@@ -38,6 +38,9 @@ pub struct ClusterConfig {
     /// What a connect meets at a full backlog.
     #[serde(default)]
     pub backlog_full: BacklogFull,
+    /// Time a connect gets on the SAN before TCP is tried; the switch's own when absent.
+    #[serde(default)]
+    pub san_connect_limit_ms: Option<u64>,
 }
 
 /// A node to serve.
@@ -188,6 +191,7 @@ mod tests {
             subnet: Some(0),
             wildcard_on_san: true,
             backlog_full: BacklogFull::Hold,
+            san_connect_limit_ms: None,
         }
     }
 

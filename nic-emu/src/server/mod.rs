@@ -136,6 +136,7 @@ impl Server {
             subnet: None,
             wildcard_on_san: true,
             backlog_full: BacklogFull::default(),
+            san_connect_limit_ms: None,
         };
         config.check()?;
         let listeners = paths

@@ -513,6 +513,7 @@ impl Reactor {
                 .unwrap_or_default(),
             subnet: self.config.subnet,
             wildcard_on_san: self.config.wildcard_on_san,
+            san_connect_limit_ms: self.config.san_connect_limit_ms,
             nodes,
             providers: vec![ProviderEntry {
                 id: PROVIDER.0.into(),

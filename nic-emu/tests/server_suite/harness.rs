@@ -83,6 +83,7 @@ pub(crate) fn config(dir: &Path) -> ClusterConfig {
         subnet: Some(9),
         wildcard_on_san: true,
         backlog_full: BacklogFull::Hold,
+        san_connect_limit_ms: None,
     }
 }
 

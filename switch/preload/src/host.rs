@@ -30,9 +30,14 @@ impl Host for ProgramHost {
         SETS.socket_changed(&runtime.desk(), socket);
     }
 
-    fn fell_back(&self, _socket: &SwitchSocket, reason: Reason) {
+    fn fell_back(&self, socket: &SwitchSocket, reason: Reason) {
         if let Some(runtime) = runtime::get() {
             runtime.process.telemetry.fell_back(reason);
+        }
+        let slot = TABLE.get(socket.fd());
+        if let Some(slot) = slot.filter(|slot| slot.socket().is_some_and(|s| s.id() == socket.id()))
+        {
+            traffic::fell_back(&slot);
         }
     }
 

@@ -5,6 +5,7 @@
 //! `longjmp`, or call the very functions it interrupted, and would else leave locks and tokens taken behind.
 //! Invariants: a section costs two thread-local words and no system call; a put-off signal is sent again with what it carried; the
 //! program sees its own handlers and flags. Faults of the program itself are never put off.
+//! DEVIATION: a handler may run a moment later than the kernel would run it.
 //! Source: sigaction(2), signal-safety(7). Leaves out: handlers installed by raw system calls.
 #![expect(
     unsafe_code,

@@ -84,6 +84,14 @@ pub(crate) fn connected(runtime: &Runtime, fd: c_int, is_established: bool) {
     }
 }
 
+/// Takes note of a connect that goes on over TCP, maybe in the background, where nobody sees its end.
+pub(crate) fn fell_back(slot: &Slot) {
+    // Relaxed: one word. Fails when the connection has been reported.
+    let _ = slot
+        .record
+        .compare_exchange(0, PENDING, Ordering::Relaxed, Ordering::Relaxed);
+}
+
 /// Reports a TCP connection of `fd` that this process accepted. Why it came by TCP its maker knows best: a node tells it itself, for
 /// anybody else it is told here.
 pub(crate) fn accepted(runtime: &Runtime, fd: c_int, peer: SocketAddr) {
@@ -122,7 +130,10 @@ pub(crate) fn arrived(runtime: &Runtime, slot: &Slot, socket: &SwitchSocket) {
 
 /// The record of a connection that the SAN carries, made if there is none.
 fn tell(runtime: &Runtime, slot: &Slot, socket: &SwitchSocket) -> Record {
-    // Relaxed, here and below: one word.
+    // Relaxed, here and below: one word. An earlier connect of the socket may have fallen back and failed.
+    let _ = slot
+        .record
+        .compare_exchange(PENDING, 0, Ordering::Relaxed, Ordering::Relaxed);
     let claimed = slot
         .record
         .compare_exchange(0, CLAIMED, Ordering::Relaxed, Ordering::Relaxed);
