@@ -24,6 +24,9 @@ pub struct Counters {
     pub parks: u64,
     /// Completions with an error other than a flush, bad doorbells, failed functions.
     pub errors: u64,
+    /// Panics of the device that were caught in work for this node; 0 unless the device has a bug. Each is contained: a function
+    /// fails, or a connection ends.
+    pub panics: u64,
     /// Queue pairs that exist, orphans included.
     pub qps: u64,
     /// Completion queues that exist.

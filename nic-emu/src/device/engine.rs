@@ -68,14 +68,14 @@ impl Device {
             let Some(&place) = self.work.hot.get(index) else {
                 break;
             };
-            served += self.guarded(place, |device| device.scan(place, now_ns));
+            served += self.guarded(Some(place), |device| device.scan(place, now_ns));
         }
         let turns = self.work.active.len().min(TURNS_PER_ROUND);
         for _ in 0..turns {
             let Some(at) = self.work.active.pop_front() else {
                 break;
             };
-            served += self.guarded(at.place, |device| {
+            served += self.guarded(Some(at.place), |device| {
                 let served = device.serve_qp(at);
                 device.settle();
                 served
@@ -166,24 +166,43 @@ impl Device {
             && let Some(timer) = self.timers.due(now_ns)
         {
             run += 1;
-            match timer {
-                Timer::Hold(at) => self.hold_timer(at),
-                Timer::Connect(connect) => self.connect_timer(connect),
-                Timer::Orphan(at) => self.orphan_timer(at),
-                Timer::Holder {
-                    function,
-                    slot,
-                    generation,
-                } => self.holder_timer(function, slot, generation),
-                Timer::Events(function) => {
-                    if let Ok(place) = self.place_of(function) {
-                        self.events_timer(place);
-                    }
-                }
-            }
-            self.settle();
+            let place = self.timer_place(timer);
+            self.guarded(place, |device| {
+                device.run_timer(timer);
+                device.settle();
+                1
+            });
         }
         run
+    }
+
+    fn run_timer(&mut self, timer: Timer) {
+        match timer {
+            Timer::Hold(at) => self.hold_timer(at),
+            Timer::Connect(connect) => self.connect_timer(connect),
+            Timer::Orphan(at) => self.orphan_timer(at),
+            Timer::Holder {
+                function,
+                slot,
+                generation,
+            } => self.holder_timer(function, slot, generation),
+            Timer::Events(function) => {
+                if let Ok(place) = self.place_of(function) {
+                    self.events_timer(place);
+                }
+            }
+        }
+    }
+
+    /// The function that a timer belongs to; `None` when it is gone, or for a timer of the fabric.
+    fn timer_place(&self, timer: Timer) -> Option<u32> {
+        match timer {
+            Timer::Hold(at) | Timer::Orphan(at) => Some(at.place),
+            Timer::Holder { function, .. } | Timer::Events(function) => {
+                self.place_of(function).ok()
+            }
+            Timer::Connect(_) => None,
+        }
     }
 
     /// Takes the dirty bits of a function and puts what they stand for on the lists.
@@ -344,22 +363,37 @@ impl Device {
     }
 
     /// Runs work of one function; a panic in it fails that function alone.
-    fn guarded(&mut self, place: u32, work: impl FnOnce(&mut Self) -> u64) -> u64 {
+    fn guarded(&mut self, place: Option<u32>, work: impl FnOnce(&mut Self) -> u64) -> u64 {
         // The state a panic leaves behind is that of one function, which is torn down; its peers hold numbers that are checked.
         match catch_unwind(AssertUnwindSafe(|| work(self))) {
             Ok(served) => served,
             Err(_) => {
-                let torn_down = catch_unwind(AssertUnwindSafe(|| {
-                    self.fail_function(place, Syndrome::INTERNAL_ERROR);
-                }));
-                if torn_down.is_err() {
-                    // What is left of it cannot be walked any more. Its peers find nobody.
-                    self.work.hot.retain(|&hot| hot != place);
-                    self.functions.remove(place);
-                }
+                self.panicked(place);
                 1
             }
         }
+    }
+
+    /// A panic was caught in work for a function: counts it and tears the function down.
+    fn panicked(&mut self, place: Option<u32>) {
+        let function = place.and_then(|place| self.functions.at(place));
+        self.nodes.panicked(function.map(|function| function.node));
+        let Some(place) = place else {
+            return;
+        };
+        let torn_down = catch_unwind(AssertUnwindSafe(|| {
+            self.fail_function(place, Syndrome::INTERNAL_ERROR);
+        }));
+        if torn_down.is_err() {
+            // What is left of it cannot be walked any more. Its peers find nobody.
+            self.work.hot.retain(|&hot| hot != place);
+            self.functions.remove(place);
+        }
+    }
+
+    /// A panic was caught in a call from outside of the engine.
+    pub(crate) fn call_panicked(&mut self) {
+        self.panicked(None);
     }
 
     /// A function is of no more use until it is reset: its objects end, its peers are told, its client gets DEVICE_FATAL.
@@ -489,11 +523,12 @@ mod tests {
         let node = device.add_node("a", &[]);
         let (one, other) = (device.attach(node).unwrap(), device.attach(node).unwrap());
         let place = device.place_of(one).unwrap();
-        assert_eq!(device.guarded(place, |_| panic!("on purpose")), 1);
+        assert_eq!(device.guarded(Some(place), |_| panic!("on purpose")), 1);
         let mut syndrome = |f| device.read_register(f, regs::ERROR_SYNDROME, 4).unwrap();
         assert_eq!(syndrome(one), u64::from(Syndrome::INTERNAL_ERROR.0));
         assert_eq!(syndrome(other), 0);
         device.reset(one);
         assert_eq!(device.read_register(one, regs::STATUS, 4).unwrap(), 0);
+        assert_eq!(device.node_counters()[0].counters.panics, 1);
     }
 }

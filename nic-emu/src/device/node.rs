@@ -68,6 +68,14 @@ impl Nodes {
             .counters
     }
 
+    /// Notes a caught panic; one that names no node counts at the first.
+    pub(crate) fn panicked(&mut self, id: Option<NodeId>) {
+        let index = id.map_or(0, |id| usize::from(id.0));
+        if let Some(node) = self.all.get_mut(index) {
+            node.counters.panics += 1;
+        }
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeId, &Node)> {
         self.ids().zip(&self.all)
     }

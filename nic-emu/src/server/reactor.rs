@@ -222,7 +222,11 @@ impl Reactor {
         let Some(mut watched) = self.sources.take(token) else {
             return Ok(());
         };
-        let turn = self.work(token, &mut watched.source)?;
+        let turn = match self.work(token, &mut watched.source) {
+            // A call for this source panicked in the engine: the source is over, the others go on.
+            Err(EngineGone) if self.engine.handle().is_alive() => Turn::Close,
+            other => other?,
+        };
         match turn {
             Turn::Wait(interest) if interest == watched.interest => {
                 self.sources.put_back(token, watched);
@@ -283,6 +287,14 @@ impl Reactor {
 
     /// Ends a source and what hangs on it.
     fn close(&mut self, token: Token, source: Source) -> Result<(), EngineGone> {
+        match self.release(token, source) {
+            // As in `turn`: what cannot be torn down stays behind, and counts as a panic.
+            Err(EngineGone) if self.engine.handle().is_alive() => Ok(()),
+            other => other,
+        }
+    }
+
+    fn release(&mut self, token: Token, source: Source) -> Result<(), EngineGone> {
         // Peers may hold our end too, so closing it would not take it out of epoll.
         let _ = self.poller.remove(source.as_fd());
         self.sources.retire(token);

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ const KICK_CHECK: Duration = Duration::from_micros(50);
 /// Token of the call eventfd; function ids are never 0.
 const CALLS: Token = Token(0);
 
-/// The engine thread has ended.
+/// The engine thread has ended, or the call panicked in it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the device engine has stopped")]
 pub struct EngineGone;
@@ -187,6 +188,12 @@ impl EngineHandle {
         })
     }
 
+    /// Whether the engine still takes calls: when one ended in [`EngineGone`] all the same, that call panicked.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.shared.lock().is_some()
+    }
+
     fn run<R: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Engine) -> R + Send + 'static,
@@ -254,7 +261,11 @@ impl Engine {
         let batch = shared.lock().as_mut().map(std::mem::take);
         for call in batch.into_iter().flatten() {
             shared.waiting.fetch_sub(1, Ordering::Relaxed);
-            call(self);
+            // The panic drops the caller's reply channel: it alone learns that no answer comes. What the call left behind belongs to one
+            // function, which its caller closes.
+            if catch_unwind(AssertUnwindSafe(|| call(self))).is_err() {
+                self.device.call_panicked();
+            }
         }
     }
 
@@ -318,11 +329,17 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_call_is_told_to_every_caller() {
-        let engine = EngineThread::start(Device::new(DeviceOptions::default())).unwrap();
+    fn a_panic_in_a_call_is_told_to_its_caller_counted_and_survived() {
+        let mut device = Device::new(DeviceOptions::default());
+        device.add_node("a", &[]);
+        let engine = EngineThread::start(device).unwrap();
         let handle = engine.handle();
         let answer: Result<(), _> = handle.call(|_| panic!("on purpose"));
         assert_eq!(answer, Err(EngineGone));
-        assert_eq!(handle.call(|_| ()), Err(EngineGone));
+        assert!(handle.is_alive());
+        let panics = handle.call(|device| device.node_counters()[0].counters.panics);
+        assert_eq!(panics, Ok(1));
+        drop(engine);
+        assert!(!handle.is_alive());
     }
 }
