@@ -499,7 +499,7 @@ impl Qp {
             } else {
                 0
             },
-            reserved: 0,
+            ..QpModify::default()
         };
         self.hold
             .function

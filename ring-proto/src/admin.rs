@@ -255,6 +255,22 @@ bodies! {
         peer_qpn: u32,
         /// To RTS: receiver-not-ready retries 0..=7, where 7 means without end.
         rnr_retry: u32,
+        /// [`QpAttributes`]: which of the fields below are given; the others are 0 and change nothing.
+        attributes: u32,
+        /// PSN of the first packet sent, 24 bits.
+        sq_psn: u32,
+        /// PSN of the first packet expected, 24 bits.
+        rq_psn: u32,
+        /// Local ACK timeout: 4.096 us * 2^code, code 0..=31; 0 waits without end.
+        timeout: u8,
+        /// Transport retries 0..=7.
+        retry_cnt: u8,
+        /// Code 0..=31 of the wait that a receiver-not-ready answer asks for.
+        min_rnr_timer: u8,
+        /// Payload of a packet: 1 = 256 B to 5 = 4096 B.
+        path_mtu: u8,
+        /// 1: transport retries never end, they back off from 20 ms to 2 s.
+        retry_unlimited: u32,
         /// Zero.
         reserved: u32,
     }
@@ -345,6 +361,27 @@ bitflags::bitflags! {
         const REMOTE_WRITE = 2;
         /// The peer may RDMA READ.
         const REMOTE_READ = 4;
+    }
+}
+
+bitflags::bitflags! {
+    /// Attributes that a QP_MODIFY gives. Source: `enum ibv_qp_attr_mask`; RETRY_UNLIMITED is ours.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct QpAttributes: u32 {
+        /// `path_mtu`.
+        const PATH_MTU = 1 << 8;
+        /// `timeout`.
+        const TIMEOUT = 1 << 9;
+        /// `retry_cnt`.
+        const RETRY_CNT = 1 << 10;
+        /// `rq_psn`.
+        const RQ_PSN = 1 << 12;
+        /// `min_rnr_timer`.
+        const MIN_RNR_TIMER = 1 << 15;
+        /// `sq_psn`.
+        const SQ_PSN = 1 << 16;
+        /// `retry_unlimited`.
+        const RETRY_UNLIMITED = 1 << 31;
     }
 }
 

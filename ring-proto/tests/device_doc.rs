@@ -150,7 +150,10 @@ fn layouts() -> Vec<Layout> {
         "QpCreate": admin::QpCreate {
             sq_ring, rq_ring, sq_depth, rq_depth, pdn, send_cqn, recv_cqn, slot, holder, access,
         }
-        "QpModify": admin::QpModify { qpn, state, peer_function, peer_qpn, rnr_retry, reserved }
+        "QpModify": admin::QpModify {
+            qpn, state, peer_function, peer_qpn, rnr_retry, attributes, sq_psn, rq_psn, timeout, retry_cnt,
+            min_rnr_timer, path_mtu, retry_unlimited, reserved,
+        }
         "CmListen": admin::CmListen { local, backlog, holder, flags, reserved }
         "CmQuery": admin::CmQuery { buffer, id, kind }
         "CmConnect": admin::CmConnect { record, qpn, timeout_ms }
@@ -268,9 +271,14 @@ fn codes_and_flags() {
         .iter_names()
         .map(|(name, flag)| (flag.bits().into(), name));
     numbered("Access", "flags", 32, access);
+    let attributes = admin::QpAttributes::all();
+    let attributes = attributes
+        .iter_names()
+        .map(|(name, flag)| (flag.bits().into(), name));
+    numbered("QpAttributes", "flags", 32, attributes);
     let documented = count("bits)", "value");
     assert_eq!(
-        documented, 12,
+        documented, 13,
         "the page lists numbers that are not compared"
     );
 }

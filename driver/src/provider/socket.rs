@@ -16,7 +16,7 @@
 
 use core::net::{Ipv4Addr, SocketAddrV4};
 
-use ring_proto::admin::{Access, AdminOp, QpCreate, QpModify, QueueCreate};
+use ring_proto::admin::{Access, AdminOp, QpAttributes, QpCreate, QpModify, QueueCreate};
 use ring_proto::index::Depth;
 use ring_proto::shared::{CqeRing, WqeRing};
 use ring_proto::status::QpState;
@@ -274,9 +274,17 @@ impl<'a> Locked<'a> {
 
     /// Moves a QP to RESET or INIT.
     pub(crate) fn set_qp_state(&mut self, qpn: u32, state: QpState) -> Result<(), AdminError> {
+        // A socket outlasts any outage: the switch alone decides when to give up.
+        let is_init = state == QpState::INIT;
         let modify = QpModify {
             qpn,
             state: state.0.into(),
+            attributes: if is_init {
+                QpAttributes::RETRY_UNLIMITED.bits()
+            } else {
+                0
+            },
+            retry_unlimited: is_init.into(),
             ..Default::default()
         };
         self.admin(AdminOp::QP_MODIFY, modify.to_body()).map(drop)

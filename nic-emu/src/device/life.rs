@@ -93,6 +93,7 @@ impl Device {
             .ok_or(AdminStatus::INVALID)?;
         let qp = self.qp_mut(at).ok_or(AdminStatus::NO_OBJECT)?;
         let is_connecting = qp.connecting.is_some();
+        let transport = qp.transport.changed(wanted, qp.state, state)?;
         match (qp.state, state) {
             (_, QpState::RESET) => self.reset_qp(at),
             (_, QpState::ERR) => {
@@ -125,6 +126,9 @@ impl Device {
             }
             (QpState::RTS | QpState::SQD, QpState::SQD) => qp.state = QpState::SQD,
             _ => return Err(AdminStatus::BAD_STATE),
+        }
+        if let Some(qp) = self.qp_mut(at) {
+            qp.transport = transport;
         }
         Ok(())
     }

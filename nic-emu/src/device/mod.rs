@@ -35,6 +35,7 @@ mod holder;
 mod life;
 mod mr;
 mod node;
+mod packet;
 mod qp;
 mod queue;
 mod registers;

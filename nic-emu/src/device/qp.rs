@@ -16,6 +16,7 @@ use ring_proto::sync::Ordering;
 use super::Device;
 use super::cq::Completed;
 use super::holder::Holders;
+use super::packet::Transport;
 use super::queue::{self, RecvWork, SendWork};
 use super::timer::TimerKey;
 use super::transfer::Hold;
@@ -115,6 +116,8 @@ pub(crate) struct Qp {
     /// Receive that was fetched and is not complete.
     pub(crate) receiving: Option<RecvWork>,
     pub(crate) rnr_retry: u8,
+    /// Attributes of the transport.
+    pub(crate) transport: Transport,
     pub(crate) holders: Holders,
     /// Listener that holds the QP until a process takes it.
     pub(crate) listener: Option<u32>,
@@ -158,6 +161,7 @@ impl Qp {
             hold_kind: Hold::Receive,
             receiving: None,
             rnr_retry: RNR_FOREVER,
+            transport: Transport::default(),
             holders: Holders::of(new.holder),
             listener: None,
             connecting: None,

@@ -460,8 +460,7 @@ fn each_bad_field_of_qp_modify_has_its_status() {
         state: QpState::RTR.0.into(),
         peer_function: pair.b.function.0,
         peer_qpn: pair.qb.qpn,
-        rnr_retry: 0,
-        reserved: 0,
+        ..QpModify::default()
     };
     let init = QpModify {
         qpn: fresh.qpn,

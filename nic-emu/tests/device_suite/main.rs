@@ -16,6 +16,7 @@ mod holders;
 mod hostile;
 mod hot_path;
 mod model;
+mod packet_attributes;
 mod registers;
 mod rnr;
 mod transfer;

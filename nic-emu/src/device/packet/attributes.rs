@@ -1,0 +1,165 @@
+//! Transport attributes of a QP: path MTU, PSNs, timeouts, retries.
+//!
+//! Place: QP_MODIFY sets them, the requester and the responder of packet mode live by them; message mode needs none of them.
+//! Invariants: every value lies in the range of its field; PSNs have 24 bits. A refused QP_MODIFY changes nothing.
+//! Source: `ibv_modify_qp` (attributes per transition); timer codes IBA vol. 1, section 9.7.5.2.8 (RNR NAK) and 9.9.2.4 (local ACK
+//! timeout). INIT takes them too, and RETRY_UNLIMITED is ours: the connection manager leads from INIT to RTS at once. Hot: nothing.
+
+#![cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the engine of packet mode reads them")
+)]
+
+use ring_proto::admin::{AdminStatus, QpAttributes, QpModify};
+use ring_proto::status::QpState;
+
+/// Bits of a PSN.
+pub(crate) const PSN_MASK: u32 = 0xff_ffff;
+/// Highest code of a timer.
+const TIMER_CODES: u8 = 31;
+/// Most retries.
+const RETRIES: u8 = 7;
+/// Shortest and longest wait before a retry of a QP that retries without end.
+pub(crate) const BACKOFF_NS: (u64, u64) = (20_000_000, 2_000_000_000);
+
+/// Waits of the receiver-not-ready codes, in units of 10 us.
+const RNR_WAITS: [u16; 32] = [
+    65535, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536,
+    2048, 3072, 4096, 6144, 8192, 12288, 16384, 24576, 32768, 49152,
+];
+
+/// How long the answer receiver-not-ready with `code` makes the requester wait.
+pub(crate) fn rnr_wait_ns(code: u8) -> u64 {
+    let units = RNR_WAITS.get(usize::from(code)).copied();
+    // Code 0 is 655.36 ms.
+    let units = units.map_or(0, |units| u64::from(units) + u64::from(units == 65535));
+    units * 10_000
+}
+
+/// Transport attributes. See the module.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Transport {
+    /// 1..=5: 256 B to 4096 B.
+    path_mtu: u8,
+    timeout: u8,
+    pub(crate) retry_cnt: u8,
+    pub(crate) min_rnr_timer: u8,
+    pub(crate) retry_unlimited: bool,
+    pub(crate) sq_psn: u32,
+    pub(crate) rq_psn: u32,
+}
+
+impl Default for Transport {
+    fn default() -> Self {
+        Self {
+            path_mtu: 5,
+            timeout: 14,
+            retry_cnt: RETRIES,
+            min_rnr_timer: 12,
+            retry_unlimited: false,
+            sq_psn: 0,
+            rq_psn: 0,
+        }
+    }
+}
+
+impl Transport {
+    /// Payload bytes of a full packet.
+    pub(crate) fn mtu(self) -> u32 {
+        128 << self.path_mtu
+    }
+
+    /// The local ACK timeout; `None` waits without end.
+    pub(crate) fn timeout_ns(self) -> Option<u64> {
+        (self.timeout != 0).then(|| 4_096u64 << self.timeout)
+    }
+
+    /// The attributes after a QP_MODIFY from one state to another.
+    pub(crate) fn changed(
+        self,
+        wanted: &QpModify,
+        from: QpState,
+        to: QpState,
+    ) -> Result<Self, AdminStatus> {
+        let given = QpAttributes::from_bits(wanted.attributes).ok_or(AdminStatus::INVALID)?;
+        let allowed = match (from, to) {
+            (_, QpState::INIT) => QpAttributes::all() - QpAttributes::RQ_PSN - QpAttributes::SQ_PSN,
+            (QpState::INIT, QpState::RTR) => {
+                QpAttributes::PATH_MTU | QpAttributes::RQ_PSN | QpAttributes::MIN_RNR_TIMER
+            }
+            (QpState::RTR, QpState::RTS) => Self::of_rts() | QpAttributes::SQ_PSN,
+            (_, QpState::RTS) => Self::of_rts(),
+            _ => QpAttributes::empty(),
+        };
+        if !allowed.contains(given) {
+            return Err(AdminStatus::INVALID);
+        }
+        let mut new = if to == QpState::RESET {
+            Self::default()
+        } else {
+            self
+        };
+        let mut take = |bit, value: u32, range: std::ops::RangeInclusive<u32>| {
+            if given.contains(bit) && range.contains(&value) {
+                Ok(true)
+            } else if !given.contains(bit) && value == 0 {
+                Ok(false)
+            } else {
+                Err(AdminStatus::INVALID)
+            }
+        };
+        if take(QpAttributes::PATH_MTU, wanted.path_mtu.into(), 1..=5)? {
+            new.path_mtu = wanted.path_mtu;
+        }
+        let codes = 0..=u32::from(TIMER_CODES);
+        if take(QpAttributes::TIMEOUT, wanted.timeout.into(), codes.clone())? {
+            new.timeout = wanted.timeout;
+        }
+        if take(
+            QpAttributes::RETRY_CNT,
+            wanted.retry_cnt.into(),
+            0..=RETRIES.into(),
+        )? {
+            new.retry_cnt = wanted.retry_cnt;
+        }
+        if take(
+            QpAttributes::MIN_RNR_TIMER,
+            wanted.min_rnr_timer.into(),
+            codes,
+        )? {
+            new.min_rnr_timer = wanted.min_rnr_timer;
+        }
+        if take(QpAttributes::RETRY_UNLIMITED, wanted.retry_unlimited, 0..=1)? {
+            new.retry_unlimited = wanted.retry_unlimited == 1;
+        }
+        if take(QpAttributes::SQ_PSN, wanted.sq_psn, 0..=PSN_MASK)? {
+            new.sq_psn = wanted.sq_psn;
+        }
+        if take(QpAttributes::RQ_PSN, wanted.rq_psn, 0..=PSN_MASK)? {
+            new.rq_psn = wanted.rq_psn;
+        }
+        Ok(new)
+    }
+
+    fn of_rts() -> QpAttributes {
+        QpAttributes::TIMEOUT
+            | QpAttributes::RETRY_CNT
+            | QpAttributes::MIN_RNR_TIMER
+            | QpAttributes::RETRY_UNLIMITED
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Transport, rnr_wait_ns};
+
+    #[test]
+    fn timers_are_those_of_the_specification() {
+        assert_eq!(rnr_wait_ns(0), 655_360_000);
+        assert_eq!(rnr_wait_ns(1), 10_000);
+        assert_eq!(rnr_wait_ns(12), 640_000);
+        assert_eq!(rnr_wait_ns(31), 491_520_000);
+        assert_eq!(Transport::default().timeout_ns(), Some(67_108_864));
+        assert_eq!(Transport::default().mtu(), 4096);
+    }
+}
