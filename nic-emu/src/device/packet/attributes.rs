@@ -99,7 +99,7 @@ impl Transport {
         } else {
             self
         };
-        let mut take = |bit, value: u32, range: std::ops::RangeInclusive<u32>| {
+        let take = |bit, value: u32, range: std::ops::RangeInclusive<u32>| {
             if given.contains(bit) && range.contains(&value) {
                 Ok(true)
             } else if !given.contains(bit) && value == 0 {
