@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use nic_emu::server::{self, DeviceSocket, NodeAddress, NodeSpec};
 
 const EXAMPLES: &str = "\
@@ -18,23 +18,45 @@ Examples:
   Two nodes that can reach each other, each with its own socket:
       nic-emu --socket '/tmp/nic-{node}.sock' --node a=10.0.0.1/24 --node b=10.0.0.2/24
 
+  The layout of registers, doorbells, elements and messages for a driver in C:
+      nic-emu header > sanlab_nic.h
+
 Every connection to a socket is a PCI function of its own. When all sockets accept, `ready` is printed.
 SIGINT and SIGTERM end it and remove the sockets. RUST_LOG=debug shows what clients do.
 The programmer's reference of the device is docs/device.md.";
 
 /// Serves an emulated SAN NIC over vfio-user.
 #[derive(Parser, Debug)]
-#[command(name = "nic-emu", version, after_help = EXAMPLES)]
+#[command(
+    name = "nic-emu",
+    version,
+    after_help = EXAMPLES,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// Where to make the device socket; with several nodes, `{node}` in it stands for the node's name.
-    #[arg(long, value_name = "PATH")]
-    socket: PathBuf,
+    #[arg(long, value_name = "PATH", required = true)]
+    socket: Option<PathBuf>,
 
     /// A node with an address of its NIC; prefix length 24 unless given, no address at all without `=`. Repeat it for more nodes, or
     /// for more addresses of one.
     #[arg(long = "node", value_name = "NAME=ADDR", default_value = "a=127.77.0.1/24", value_parser = parse_node)]
     nodes: Vec<NodeSpec>,
 }
+
+/// What else it can do.
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Prints the whole layout as a C11 header, with assertions on every size and offset.
+    Header,
+}
+
+/// The page that the header's comments come from.
+const PAGE: &str = include_str!("../../docs/device.md");
 
 fn parse_node(text: &str) -> Result<NodeSpec, String> {
     let (name, addresses) = match text.split_once('=') {
@@ -67,10 +89,10 @@ impl Arguments {
                 None => nodes.push(node),
             }
         }
-        let path = self
-            .socket
+        let socket = self.socket.unwrap_or_default();
+        let path = socket
             .to_str()
-            .with_context(|| format!("{} is not UTF-8", self.socket.display()))?;
+            .with_context(|| format!("{} is not UTF-8", socket.display()))?;
         anyhow::ensure!(
             nodes.len() == 1 || path.contains("{node}"),
             "{} nodes need a socket each: put {{node}} into the path, as in --socket '/tmp/nic-{{node}}.sock'",
@@ -85,6 +107,18 @@ impl Arguments {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        Some(Command::Header) => {
+            let header = ring_proto::c_header::generate(PAGE);
+            std::io::stdout()
+                .write_all(header.as_bytes())
+                .context("cannot print the header")
+        }
+        None => serve(arguments),
+    }
+}
+
+fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let devices = arguments.devices()?;
     let paths: Vec<_> = devices.iter().map(|device| device.path.clone()).collect();
     server::serve_devices(devices, || {

@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod arm;
 pub mod attach;
+pub mod c_header;
 pub mod channel;
 pub mod copy;
 pub mod cqe;
@@ -21,6 +22,7 @@ pub mod ring;
 pub mod shared;
 pub mod status;
 pub mod sync;
+pub mod tables;
 pub mod telemetry;
 pub mod uar;
 pub mod vfio;

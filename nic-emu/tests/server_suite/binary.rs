@@ -176,6 +176,31 @@ fn help_shows_examples_and_mistakes_are_named() {
     }
 }
 
+#[test]
+fn the_header_is_printed_and_compiles_as_c11() {
+    let output = run(&["header"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let header = String::from_utf8(output.stdout).unwrap();
+    let committed = include_str!("../../../examples/minidriver/sanlab_nic.h");
+    assert!(header == committed, "the committed header is another one");
+    let scratch = Scratch::new();
+    std::fs::write(scratch.path().join("sanlab_nic.h"), header).unwrap();
+    let program = scratch.path().join("program.c");
+    std::fs::write(
+        &program,
+        "#include \"sanlab_nic.h\"\nint main(void) { return 0; }\n",
+    )
+    .unwrap();
+    let compiled = Command::new("cc")
+        .args("-std=c11 -Wall -Wextra -Werror -pedantic -fsyntax-only".split(' '))
+        .arg(&program)
+        .output();
+    match compiled {
+        Ok(output) => assert!(output.status.success(), "{}", stderr(&output)),
+        Err(error) => super::harness::skip("cc", &error),
+    }
+}
+
 /// CPU ticks of a process, and how often its threads were switched: an idle one is never.
 fn activity(pid: Pid) -> (u64, u64) {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

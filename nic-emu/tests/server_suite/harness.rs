@@ -1,6 +1,6 @@
 //! Servers in the test's own process, raw clients, and waiting with a watchdog.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{IoSlice, IoSliceMut, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -393,4 +393,11 @@ pub(crate) fn eventfd_count(fd: RawFd) -> u64 {
     let line = text.lines().find(|l| l.starts_with("eventfd-count:"));
     let count = line.and_then(|l| l.split_whitespace().nth(1)).unwrap();
     u64::from_str_radix(count, 16).unwrap()
+}
+
+/// Tells that a test is skipped for want of a program; fails when the caller demands all of them.
+pub(crate) fn skip(program: &str, error: &std::io::Error) {
+    let is_demanded = std::env::var_os("SANLAB_REQUIRE_PROGRAMS").is_some_and(|v| v == "1");
+    assert!(!is_demanded, "{program}: {error}");
+    let _ = writeln!(std::io::stderr(), "skipped: {program}: {error}");
 }
