@@ -609,32 +609,26 @@ static inline const char *sanlab_reason_name(uint32_t value)
 
 /* ---- WqeFlags: flags of 8 bits ---- */
 
-enum sanlab_wqe_flags {
-    SANLAB_WQE_FLAGS_SIGNALED = 0x1, /* Write a CQE also on success */
-    SANLAB_WQE_FLAGS_SOLICITED = 0x2, /* The receive's CQE fires solicited arms */
-    SANLAB_WQE_FLAGS_FENCE = 0x4, /* Wait until all earlier RDMA READs of this QP are complete */
-    SANLAB_WQE_FLAGS_INLINE = 0x8, /* Payload lies in the WQE */
-};
+#define SANLAB_WQE_FLAGS_SIGNALED 0x1u /* Write a CQE also on success */
+#define SANLAB_WQE_FLAGS_SOLICITED 0x2u /* The receive's CQE fires solicited arms */
+#define SANLAB_WQE_FLAGS_FENCE 0x4u /* Wait until all earlier RDMA READs of this QP are complete */
+#define SANLAB_WQE_FLAGS_INLINE 0x8u /* Payload lies in the WQE */
 
 /* ---- Access: flags of 32 bits ---- */
 
-enum sanlab_access {
-    SANLAB_ACCESS_LOCAL_WRITE = 0x1, /* Receives and READ responses may be written here */
-    SANLAB_ACCESS_REMOTE_WRITE = 0x2, /* The peer may RDMA WRITE */
-    SANLAB_ACCESS_REMOTE_READ = 0x4, /* The peer may RDMA READ */
-};
+#define SANLAB_ACCESS_LOCAL_WRITE 0x1u /* Receives and READ responses may be written here */
+#define SANLAB_ACCESS_REMOTE_WRITE 0x2u /* The peer may RDMA WRITE */
+#define SANLAB_ACCESS_REMOTE_READ 0x4u /* The peer may RDMA READ */
 
 /* ---- QpAttributes: flags of 32 bits ---- */
 
-enum sanlab_qp_attributes {
-    SANLAB_QP_ATTRIBUTES_PATH_MTU = 0x100, /* path_mtu */
-    SANLAB_QP_ATTRIBUTES_TIMEOUT = 0x200, /* timeout */
-    SANLAB_QP_ATTRIBUTES_RETRY_CNT = 0x400, /* retry_cnt */
-    SANLAB_QP_ATTRIBUTES_RQ_PSN = 0x1000, /* rq_psn */
-    SANLAB_QP_ATTRIBUTES_MIN_RNR_TIMER = 0x8000, /* min_rnr_timer */
-    SANLAB_QP_ATTRIBUTES_SQ_PSN = 0x10000, /* sq_psn */
-    SANLAB_QP_ATTRIBUTES_RETRY_UNLIMITED = 0x80000000, /* retry_unlimited */
-};
+#define SANLAB_QP_ATTRIBUTES_PATH_MTU 0x100u /* path_mtu */
+#define SANLAB_QP_ATTRIBUTES_TIMEOUT 0x200u /* timeout */
+#define SANLAB_QP_ATTRIBUTES_RETRY_CNT 0x400u /* retry_cnt */
+#define SANLAB_QP_ATTRIBUTES_RQ_PSN 0x1000u /* rq_psn */
+#define SANLAB_QP_ATTRIBUTES_MIN_RNR_TIMER 0x8000u /* min_rnr_timer */
+#define SANLAB_QP_ATTRIBUTES_SQ_PSN 0x10000u /* sq_psn */
+#define SANLAB_QP_ATTRIBUTES_RETRY_UNLIMITED 0x80000000u /* retry_unlimited */
 
 /* ---- Structures ---- */
 

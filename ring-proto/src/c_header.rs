@@ -143,16 +143,23 @@ impl Page {
         let snake = snake(name);
         let upper = snake.to_uppercase();
         writeln!(out, "\n/* ---- {name}: {kind} of {bits} bits ---- */\n")?;
-        writeln!(out, "enum sanlab_{snake} {{")?;
-        for (value, constant) in values {
+        let named = |(value, constant): &(u64, String)| {
             let comment = self.comment(&heading, "name", constant);
-            let constant = constant.to_uppercase();
+            (*value, constant.to_uppercase(), comment)
+        };
+        if *is_flags {
+            // Not an enumeration: its constants are signed in C.
+            for (value, constant, comment) in values.iter().map(named) {
+                let value = literal(value);
+                writeln!(out, "#define SANLAB_{upper}_{constant} {value}{comment}")?;
+            }
+            return Ok(());
+        }
+        writeln!(out, "enum sanlab_{snake} {{")?;
+        for (value, constant, comment) in values.iter().map(named) {
             writeln!(out, "    SANLAB_{upper}_{constant} = {value:#x},{comment}")?;
         }
         out.push_str("};\n");
-        if *is_flags {
-            return Ok(());
-        }
         writeln!(
             out,
             "\nstatic inline const char *sanlab_{snake}_name(uint32_t value)\n{{\n    switch (value) {{"
