@@ -1,0 +1,94 @@
+//! The emulator as a process: this test program, started again as a server with a control socket.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use nic_emu::control::client;
+use nic_emu::device::Counters;
+use nic_emu::server;
+
+use super::harness::{Scratch, config};
+
+/// Directory to serve in; set in the server process alone.
+const SERVE: &str = "NIC_EMU_TEST_SERVE";
+
+/// Not a test: the server process's way in, done at once everywhere else.
+#[test]
+fn emulator() {
+    let Some(dir) = std::env::var_os(SERVE) else {
+        return;
+    };
+    server::serve(&config(&PathBuf::from(dir)), || println!("ready")).unwrap();
+}
+
+/// A running emulator with nodes a and b.
+pub(crate) struct Emulator {
+    child: Child,
+    scratch: Scratch,
+}
+
+impl Emulator {
+    pub(crate) fn start() -> Self {
+        let scratch = Scratch::new();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "process::emulator", "--nocapture"])
+            .env(SERVE, scratch.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.ends_with("ready\n") {
+            line.clear();
+            assert_ne!(lines.read_line(&mut line).unwrap(), 0, "no emulator");
+        }
+        // The harness prints a few more words when it ends: they go nowhere.
+        std::thread::spawn(move || std::io::copy(&mut lines, &mut std::io::sink()));
+        Self { child, scratch }
+    }
+
+    fn control(&self) -> PathBuf {
+        self.scratch.path().join("run/control.sock")
+    }
+
+    pub(crate) fn device(&self, node: &str) -> PathBuf {
+        self.scratch.path().join("run").join(node).join("nic0.sock")
+    }
+
+    /// Counters of a node.
+    pub(crate) fn counters(&self, node: &str) -> Counters {
+        let stat = client::stat(&self.control()).unwrap();
+        let found = stat.nodes.into_iter().find(|entry| entry.name == node);
+        found.unwrap().counters
+    }
+
+    /// Ends it in good order; it has caught no panic and said nothing about one.
+    pub(crate) fn end_unharmed(mut self) {
+        for node in ["a", "b"] {
+            assert_eq!(self.counters(node).panics, 0, "panics on node {node}");
+        }
+        client::shutdown(&self.control()).unwrap();
+        let mut said = String::new();
+        let mut stderr = self.child.stderr.take().unwrap();
+        stderr.read_to_string(&mut said).unwrap();
+        let status = self.child.wait().unwrap();
+        assert!(
+            status.success() && !said.contains("panicked"),
+            "{status}: {said}"
+        );
+        assert!(
+            !self.scratch.path().join("run").exists(),
+            "files are left behind"
+        );
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        // Already ended in tests that pass.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
