@@ -40,7 +40,8 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are little-
 #define SANLAB_REGS_STATUS_FAILED 0x80u /* The function is unusable (set by the device); ERROR_SYNDROME says why */
 #define SANLAB_REGS_FEATURE_CM 0x1u /* Feature: connection manager */
 #define SANLAB_REGS_FEATURE_HOLDERS 0x2u /* Feature: holders and orphans */
-#define SANLAB_REGS_FEATURES 0x3u /* Features this version offers */
+#define SANLAB_REGS_FEATURE_ATOMICS 0x4u /* Feature: atomic operations */
+#define SANLAB_REGS_FEATURES 0x7u /* Features this version offers */
 #define SANLAB_REGS_ADMIN_DEPTH_LIMIT 0x400u /* Most entries of the admin rings */
 #define SANLAB_REGS_DEPTH_LIMIT 0x10000u /* Most entries of one SQ (in 64 B blocks), RQ, CQ or EQ */
 #define SANLAB_REGS_MESSAGE_LIMIT 0x40000000u /* Longest message in bytes */
@@ -210,6 +211,8 @@ enum sanlab_opcode {
     SANLAB_OPCODE_RDMA_WRITE = 0x3, /* Writes into the peer's memory */
     SANLAB_OPCODE_RDMA_WRITE_WITH_IMM = 0x4, /* Writes into the peer's memory and consumes a receive for the immediate data */
     SANLAB_OPCODE_RDMA_READ = 0x5, /* Reads from the peer's memory */
+    SANLAB_OPCODE_ATOMIC_CMP_AND_SWP = 0x7, /* Replaces 8 bytes of the peer's memory when they equal an operand, and fetches what was there */
+    SANLAB_OPCODE_ATOMIC_FETCH_AND_ADD = 0x8, /* Adds an operand to 8 bytes of the peer's memory, and fetches what was there */
 };
 
 static inline const char *sanlab_opcode_name(uint32_t value)
@@ -221,6 +224,8 @@ static inline const char *sanlab_opcode_name(uint32_t value)
     case 0x3: return "RDMA_WRITE";
     case 0x4: return "RDMA_WRITE_WITH_IMM";
     case 0x5: return "RDMA_READ";
+    case 0x7: return "ATOMIC_CMP_AND_SWP";
+    case 0x8: return "ATOMIC_FETCH_AND_ADD";
     default: return "unknown";
     }
 }
@@ -233,6 +238,8 @@ enum sanlab_wc_opcode {
     SANLAB_WC_OPCODE_RDMA_WRITE = 0x3, /* An RDMA WRITE completed */
     SANLAB_WC_OPCODE_RDMA_WRITE_WITH_IMM = 0x4, /* An RDMA WRITE with immediate completed */
     SANLAB_WC_OPCODE_RDMA_READ = 0x5, /* An RDMA READ completed */
+    SANLAB_WC_OPCODE_COMP_SWAP = 0x7, /* An ATOMIC_CMP_AND_SWP completed */
+    SANLAB_WC_OPCODE_FETCH_ADD = 0x8, /* An ATOMIC_FETCH_AND_ADD completed */
     SANLAB_WC_OPCODE_RECV = 0x80, /* A receive took a message */
     SANLAB_WC_OPCODE_RECV_RDMA_WITH_IMM = 0x81, /* A receive took the immediate data of an RDMA WRITE */
 };
@@ -245,6 +252,8 @@ static inline const char *sanlab_wc_opcode_name(uint32_t value)
     case 0x3: return "RDMA_WRITE";
     case 0x4: return "RDMA_WRITE_WITH_IMM";
     case 0x5: return "RDMA_READ";
+    case 0x7: return "COMP_SWAP";
+    case 0x8: return "FETCH_ADD";
     case 0x80: return "RECV";
     case 0x81: return "RECV_RDMA_WITH_IMM";
     default: return "unknown";
@@ -304,6 +313,7 @@ enum sanlab_syndrome {
     SANLAB_SYNDROME_DOORBELL_OUT_OF_RANGE = 0x7, /* The doorbell ran further than the queue is deep, or backwards */
     SANLAB_SYNDROME_BAD_TOTAL = 0x8, /* Sum of the SGE lengths overflows or differs from the total */
     SANLAB_SYNDROME_MESSAGE_TOO_LONG = 0x9, /* Message longer than the port's maximum */
+    SANLAB_SYNDROME_BAD_ATOMIC_LENGTH = 0xa, /* The local buffer of an atomic operation is not 8 bytes */
     SANLAB_SYNDROME_LKEY_UNKNOWN = 0x10, /* The lkey names no memory region */
     SANLAB_SYNDROME_LKEY_PD_MISMATCH = 0x11, /* The lkey's region belongs to another protection domain */
     SANLAB_SYNDROME_LKEY_OUT_OF_BOUNDS = 0x12, /* The SGE leaves the region */
@@ -315,6 +325,7 @@ enum sanlab_syndrome {
     SANLAB_SYNDROME_RKEY_NO_ACCESS = 0x23, /* The region does not allow the remote access */
     SANLAB_SYNDROME_RKEY_WRONG_QP = 0x24, /* The region belongs to another QP */
     SANLAB_SYNDROME_QP_NO_ACCESS = 0x25, /* The responder's QP does not allow this kind of operation */
+    SANLAB_SYNDROME_ATOMIC_MISALIGNED = 0x26, /* The remote address of an atomic operation is not a multiple of 8 */
     SANLAB_SYNDROME_RECV_TOO_SHORT = 0x30, /* The message does not fit the posted receive */
     SANLAB_SYNDROME_RECV_BAD_WQE = 0x31, /* The posted receive is malformed or names memory it may not use */
     SANLAB_SYNDROME_RNR_EXHAUSTED = 0x32, /* Receiver stayed not ready for longer than the QP's retries allow */
@@ -341,6 +352,7 @@ static inline const char *sanlab_syndrome_name(uint32_t value)
     case 0x7: return "DOORBELL_OUT_OF_RANGE";
     case 0x8: return "BAD_TOTAL";
     case 0x9: return "MESSAGE_TOO_LONG";
+    case 0xa: return "BAD_ATOMIC_LENGTH";
     case 0x10: return "LKEY_UNKNOWN";
     case 0x11: return "LKEY_PD_MISMATCH";
     case 0x12: return "LKEY_OUT_OF_BOUNDS";
@@ -352,6 +364,7 @@ static inline const char *sanlab_syndrome_name(uint32_t value)
     case 0x23: return "RKEY_NO_ACCESS";
     case 0x24: return "RKEY_WRONG_QP";
     case 0x25: return "QP_NO_ACCESS";
+    case 0x26: return "ATOMIC_MISALIGNED";
     case 0x30: return "RECV_TOO_SHORT";
     case 0x31: return "RECV_BAD_WQE";
     case 0x32: return "RNR_EXHAUSTED";
@@ -619,6 +632,7 @@ static inline const char *sanlab_reason_name(uint32_t value)
 #define SANLAB_ACCESS_LOCAL_WRITE 0x1u /* Receives and READ responses may be written here */
 #define SANLAB_ACCESS_REMOTE_WRITE 0x2u /* The peer may RDMA WRITE */
 #define SANLAB_ACCESS_REMOTE_READ 0x4u /* The peer may RDMA READ */
+#define SANLAB_ACCESS_REMOTE_ATOMIC 0x8u /* The peer may do atomic operations */
 
 /* ---- QpAttributes: flags of 32 bits ---- */
 
@@ -736,6 +750,35 @@ struct sanlab_sge_block {
 };
 static_assert(sizeof(struct sanlab_sge_block) == 64, "sanlab_sge_block");
 static_assert(offsetof(struct sanlab_sge_block, sges) == 0, "sanlab_sge_block.sges");
+
+/* AtomicWqe, 64 bytes */
+struct sanlab_atomic_wqe {
+    uint8_t opcode; /* Opcode: ATOMIC_CMP_AND_SWP or ATOMIC_FETCH_AND_ADD */
+    uint8_t flags; /* WqeFlags; no INLINE */
+    uint8_t blocks; /* 1 */
+    uint8_t count; /* 1 */
+    uint32_t reserved; /* Zero */
+    uint64_t wr_id; /* Echoed in the CQE */
+    uint64_t remote_addr; /* IOVA in the responder's function, a multiple of 8 */
+    uint32_t rkey; /* Key of the responder's memory */
+    uint32_t total; /* 8 */
+    struct sanlab_sge sge; /* Where the original 8 bytes go */
+    uint64_t compare_add; /* What to compare with, or what to add */
+    uint64_t swap; /* What replaces equal bytes; zero for ATOMIC_FETCH_AND_ADD */
+};
+static_assert(sizeof(struct sanlab_atomic_wqe) == 64, "sanlab_atomic_wqe");
+static_assert(offsetof(struct sanlab_atomic_wqe, opcode) == 0, "sanlab_atomic_wqe.opcode");
+static_assert(offsetof(struct sanlab_atomic_wqe, flags) == 1, "sanlab_atomic_wqe.flags");
+static_assert(offsetof(struct sanlab_atomic_wqe, blocks) == 2, "sanlab_atomic_wqe.blocks");
+static_assert(offsetof(struct sanlab_atomic_wqe, count) == 3, "sanlab_atomic_wqe.count");
+static_assert(offsetof(struct sanlab_atomic_wqe, reserved) == 4, "sanlab_atomic_wqe.reserved");
+static_assert(offsetof(struct sanlab_atomic_wqe, wr_id) == 8, "sanlab_atomic_wqe.wr_id");
+static_assert(offsetof(struct sanlab_atomic_wqe, remote_addr) == 16, "sanlab_atomic_wqe.remote_addr");
+static_assert(offsetof(struct sanlab_atomic_wqe, rkey) == 24, "sanlab_atomic_wqe.rkey");
+static_assert(offsetof(struct sanlab_atomic_wqe, total) == 28, "sanlab_atomic_wqe.total");
+static_assert(offsetof(struct sanlab_atomic_wqe, sge) == 32, "sanlab_atomic_wqe.sge");
+static_assert(offsetof(struct sanlab_atomic_wqe, compare_add) == 48, "sanlab_atomic_wqe.compare_add");
+static_assert(offsetof(struct sanlab_atomic_wqe, swap) == 56, "sanlab_atomic_wqe.swap");
 
 /* RqWqe, 64 bytes */
 struct sanlab_rq_wqe {

@@ -361,6 +361,8 @@ bitflags::bitflags! {
         const REMOTE_WRITE = 2;
         /// The peer may RDMA READ.
         const REMOTE_READ = 4;
+        /// The peer may do atomic operations.
+        const REMOTE_ATOMIC = 8;
     }
 }
 

@@ -131,8 +131,10 @@ pub const STATUS_FAILED: u32 = 128;
 pub const FEATURE_CM: u64 = 1;
 /// Feature: holders and orphans.
 pub const FEATURE_HOLDERS: u64 = 1 << 1;
+/// Feature: atomic operations.
+pub const FEATURE_ATOMICS: u64 = 1 << 2;
 /// Features this version offers.
-pub const FEATURES: u64 = FEATURE_CM | FEATURE_HOLDERS;
+pub const FEATURES: u64 = FEATURE_CM | FEATURE_HOLDERS | FEATURE_ATOMICS;
 
 /// Most entries of the admin rings.
 pub const ADMIN_DEPTH_LIMIT: u32 = 1024;

@@ -172,6 +172,18 @@ impl<'a> Line<'a> {
     }
 }
 
+/// The aligned 8-byte word at `place` of mapped memory, for read-modify-writes that every other program sees as one step.
+///
+/// # Safety
+/// 1. `place` is 8-byte aligned and readable and writable for 8 bytes as long as the word is used.
+/// 2. No reference other than to atomics covers the memory.
+#[inline]
+#[must_use]
+pub const unsafe fn word<'a>(place: NonNull<u64>) -> &'a AtomicU64 {
+    // SAFETY: aligned and valid by 1., shared through atomics only by 2.
+    unsafe { AtomicU64::from_ptr(place.as_ptr()) }
+}
+
 /// View of a ring of equal elements of `WORDS` eight-byte words each.
 #[derive(Clone, Copy, Debug)]
 pub struct Ring<const WORDS: usize> {

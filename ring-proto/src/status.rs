@@ -101,6 +101,8 @@ codes! {
         BAD_TOTAL = 8,
         /// Message longer than the port's maximum.
         MESSAGE_TOO_LONG = 9,
+        /// The local buffer of an atomic operation is not 8 bytes.
+        BAD_ATOMIC_LENGTH = 10,
         /// The lkey names no memory region.
         LKEY_UNKNOWN = 16,
         /// The lkey's region belongs to another protection domain.
@@ -123,6 +125,8 @@ codes! {
         RKEY_WRONG_QP = 36,
         /// The responder's QP does not allow this kind of operation.
         QP_NO_ACCESS = 37,
+        /// The remote address of an atomic operation is not a multiple of 8.
+        ATOMIC_MISALIGNED = 38,
         /// The message does not fit the posted receive.
         RECV_TOO_SHORT = 48,
         /// The posted receive is malformed or names memory it may not use.
@@ -183,6 +187,10 @@ codes! {
         RDMA_WRITE_WITH_IMM = 4,
         /// Reads from the peer's memory.
         RDMA_READ = 5,
+        /// Replaces 8 bytes of the peer's memory when they equal an operand, and fetches what was there.
+        ATOMIC_CMP_AND_SWP = 7,
+        /// Adds an operand to 8 bytes of the peer's memory, and fetches what was there.
+        ATOMIC_FETCH_AND_ADD = 8,
     }
 }
 
@@ -199,6 +207,10 @@ codes! {
         RDMA_WRITE_WITH_IMM = 4,
         /// An RDMA READ completed.
         RDMA_READ = 5,
+        /// An ATOMIC_CMP_AND_SWP completed.
+        COMP_SWAP = 7,
+        /// An ATOMIC_FETCH_AND_ADD completed.
+        FETCH_ADD = 8,
         /// A receive took a message.
         RECV = 0x80,
         /// A receive took the immediate data of an RDMA WRITE.

@@ -109,6 +109,9 @@ pub fn structures() -> Vec<Structure> {
         }
         "SqWqe": wqe::SqWqe { opcode, flags, blocks, count, imm, wr_id, remote_addr, rkey, total, sges }
         "SgeBlock": wqe::SgeBlock { sges }
+        "AtomicWqe": wqe::AtomicWqe {
+            opcode, flags, blocks, count, reserved, wr_id, remote_addr, rkey, total, sge, compare_add, swap,
+        }
         "Sge": wqe::Sge { addr, len, lkey }
         "RqWqe": wqe::RqWqe { wr_id, count, reserved, sges }
         "Cqe": cqe::Cqe { wr_id, byte_len, imm, qpn_opcode, src_qpn_flags, publish }
@@ -214,7 +217,7 @@ pub fn constants() -> Vec<(&'static str, String)> {
         regs::REGION_BAR2, regs::REGION_BAR4, regs::REGION_CONFIG, regs::NUM_REGIONS, regs::NUM_IRQS, regs::IRQ_MSIX,
         regs::BAR0_LEN, regs::BAR4_LEN, regs::CONFIG_LEN, regs::VECTORS, regs::MAGIC_VALUE, regs::ABI_VALUE,
         regs::STATUS_ACKNOWLEDGE, regs::STATUS_DRIVER, regs::STATUS_DRIVER_OK, regs::STATUS_FEATURES_OK,
-        regs::STATUS_NEEDS_RESET, regs::STATUS_FAILED, regs::FEATURE_CM, regs::FEATURE_HOLDERS, regs::FEATURES,
+        regs::STATUS_NEEDS_RESET, regs::STATUS_FAILED, regs::FEATURE_CM, regs::FEATURE_HOLDERS, regs::FEATURE_ATOMICS, regs::FEATURES,
         regs::ADMIN_DEPTH_LIMIT, regs::DEPTH_LIMIT, regs::MESSAGE_LIMIT,
         uar::UARS, uar::LINES, uar::SLOTS, uar::UAR_BASE, uar::UAR_LEN, uar::LINES_OFFSET, uar::HOLDERS_BASE, uar::HOLDERS,
         uar::BAR2_LEN, uar::ADMIN_SLOT, uar::MODE_COPY, uar::MODE_WINDOW,

@@ -2,9 +2,9 @@
 //!
 //! Place: driver fills [`SqWqe`] blocks in its arena, rings the doorbell; the engine snapshots each block once and checks the copy.
 //! Invariants: an SQ WQE is 1..4 blocks of 64 B and never wraps (NOP fills up to the end); reserved fields are 0.
-//! Source: verbs work requests; layout ours (docs/device.md, section "Work queue elements"). Leaves out: atomics, memory windows.
+//! Source: verbs work requests; layout ours (docs/device.md, section "Work queue elements"). Leaves out: memory windows.
 
-use core::mem::size_of;
+use core::mem::{offset_of, size_of};
 
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -91,6 +91,38 @@ pub struct SgeBlock {
     pub sges: [Sge; 4],
 }
 
+/// SQ WQE of an atomic operation: one block, one SGE of 8 bytes, the operands in place of the second.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct AtomicWqe {
+    /// [`crate::status::Opcode`]: ATOMIC_CMP_AND_SWP or ATOMIC_FETCH_AND_ADD.
+    pub opcode: u8,
+    /// [`WqeFlags`]; no INLINE.
+    pub flags: u8,
+    /// 1.
+    pub blocks: u8,
+    /// 1.
+    pub count: u8,
+    /// Zero.
+    pub reserved: u32,
+    /// Echoed in the CQE.
+    pub wr_id: u64,
+    /// IOVA in the responder's function, a multiple of 8.
+    pub remote_addr: u64,
+    /// Key of the responder's memory.
+    pub rkey: u32,
+    /// 8.
+    pub total: u32,
+    /// Where the original 8 bytes go.
+    pub sge: Sge,
+    /// What to compare with, or what to add.
+    pub compare_add: u64,
+    /// What replaces equal bytes; zero for ATOMIC_FETCH_AND_ADD.
+    pub swap: u64,
+}
+
 /// RQ WQE: where the next message goes.
 #[repr(C)]
 #[derive(
@@ -111,6 +143,7 @@ const _: () = {
     assert!(size_of::<Sge>() == 16);
     assert!(size_of::<SqWqe>() == BLOCK);
     assert!(size_of::<SgeBlock>() == BLOCK);
+    assert!(size_of::<AtomicWqe>() == BLOCK && offset_of!(AtomicWqe, sge) == 32);
     assert!(size_of::<RqWqe>() == BLOCK);
 };
 

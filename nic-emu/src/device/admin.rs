@@ -302,8 +302,10 @@ impl Device {
     fn register_mr(&mut self, place: u32, wanted: MrReg) -> Result<Results, AdminStatus> {
         let function = self.own_mut(place)?;
         let access = Access::from_bits(wanted.access).ok_or(INVALID)?;
-        // Source: ibv_reg_mr: a region that peers may write must be writable locally.
-        if access.contains(Access::REMOTE_WRITE) && !access.contains(Access::LOCAL_WRITE) {
+        // Source: ibv_reg_mr: a region that peers may change must be writable locally.
+        if access.intersects(Access::REMOTE_WRITE | Access::REMOTE_ATOMIC)
+            && !access.contains(Access::LOCAL_WRITE)
+        {
             return Err(INVALID);
         }
         if wanted.len == 0 || wanted.addr.checked_add(wanted.len).is_none() {

@@ -5,12 +5,13 @@
 //! Invariants: no thread, no lock, no socket inside; every number from a client is checked on a private copy; a client harms itself
 //! only: its QP goes to ERR, or its function to FAILED. Ring bases, depths and indices are the device's own copies.
 //! Hot: `pump` and what it calls for a WQE (`engine`, `serve`, `queue`, `transfer`, `mr`, `cq`): no allocation, lock, log or system call.
-//! Source: verbs semantics by name; docs/device.md. Leaves out: links (everything is message mode), window mode, SRQ, atomics.
+//! Source: verbs semantics by name; docs/device.md. Leaves out: links (everything is message mode), window mode, SRQ.
 //!
 //! ```text
 //!  engine   rounds: dirty words -> active QPs -> turns -> interrupts; parks
 //!  serve    one turn of a QP                               queue      fetch and check a WQE
 //!  transfer one WQE between two QPs                        mr window  keys -> memory
+//!  atomic   read-modify-writes of a peer's memory
 //!  cq eq    what the client polls                          qp life    states, flush, orphans
 //!  admin cm holder registers   control                     timer table node counters
 //! ```
@@ -24,6 +25,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use ring_proto::ids::{FunctionId, NodeId};
 
 mod admin;
+mod atomic;
 mod cm;
 mod counters;
 mod cq;

@@ -9,7 +9,7 @@ use ring_proto::regs;
 use ring_proto::shared::WqeRing;
 use ring_proto::status::{Opcode, Syndrome, WcStatus};
 use ring_proto::wqe::{
-    MAX_BLOCKS, MAX_INLINE, MAX_RECV_SGES, MAX_SGES, RqWqe, Sge, SqWqe, WqeFlags,
+    AtomicWqe, MAX_BLOCKS, MAX_INLINE, MAX_RECV_SGES, MAX_SGES, RqWqe, Sge, SqWqe, WqeFlags,
     blocks_for_inline, blocks_for_sges,
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -18,6 +18,8 @@ use zerocopy::{FromBytes, IntoBytes};
 const WORDS: usize = 8 * MAX_BLOCKS as usize;
 /// Words of the first block before its SGEs.
 const HEAD_WORDS: usize = 4;
+/// Bytes of an atomic operation.
+pub(crate) const ATOMIC_LEN: u32 = 8;
 
 const _: () = assert!(
     cfg!(target_endian = "little"),
@@ -101,6 +103,11 @@ pub(crate) fn fetch_send(
         Opcode::RDMA_READ if inline => {
             return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::RESERVED_NOT_ZERO);
         }
+        Opcode::ATOMIC_CMP_AND_SWP | Opcode::ATOMIC_FETCH_AND_ADD => {
+            if let Err((status, syndrome)) = check_atomic(zerocopy::transmute!(first)) {
+                return bad(status, syndrome);
+            }
+        }
         Opcode::SEND
         | Opcode::SEND_WITH_IMM
         | Opcode::RDMA_WRITE
@@ -139,6 +146,23 @@ pub(crate) fn fetch_send(
         return bad(WcStatus::LOC_LEN_ERR, Syndrome::MESSAGE_TOO_LONG);
     }
     Fetched::Work
+}
+
+/// What is special about the WQE of an atomic operation.
+#[cold]
+fn check_atomic(wqe: AtomicWqe) -> Result<(), (WcStatus, Syndrome)> {
+    let is_inline = wqe.flags & WqeFlags::INLINE.bits() != 0;
+    let has_stray_swap = wqe.opcode == Opcode::ATOMIC_FETCH_AND_ADD.0 && wqe.swap != 0;
+    if is_inline || wqe.reserved != 0 || has_stray_swap {
+        return Err((WcStatus::LOC_QP_OP_ERR, Syndrome::RESERVED_NOT_ZERO));
+    }
+    if wqe.count != 1 {
+        return Err((WcStatus::LOC_QP_OP_ERR, Syndrome::BAD_SGE_COUNT));
+    }
+    if wqe.total != ATOMIC_LEN {
+        return Err((WcStatus::LOC_LEN_ERR, Syndrome::BAD_ATOMIC_LENGTH));
+    }
+    Ok(())
 }
 
 /// What a flush needs of the WQE at `consumer`: wr_id, opcode, and the position behind it.
@@ -197,6 +221,19 @@ impl SendWork {
             self.opcode(),
             Opcode::SEND | Opcode::SEND_WITH_IMM | Opcode::RDMA_WRITE_WITH_IMM
         )
+    }
+
+    /// Whether it fetches from the peer: a READ or an atomic.
+    pub(crate) fn fetches(&self) -> bool {
+        matches!(
+            self.opcode(),
+            Opcode::RDMA_READ | Opcode::ATOMIC_CMP_AND_SWP | Opcode::ATOMIC_FETCH_AND_ADD
+        )
+    }
+
+    /// Operands of an atomic: what to compare with or to add, and what to swap in.
+    pub(crate) fn operands(&self) -> (u64, u64) {
+        (self.words[HEAD_WORDS + 2], self.words[HEAD_WORDS + 3])
     }
 
     /// SGEs of the copy; empty for inline data.

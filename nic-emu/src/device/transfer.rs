@@ -11,6 +11,7 @@
 //! | LOC_PROT_ERR + LKEY_… | own SGE | nothing |
 //! | REM_ACCESS_ERR + RKEY_… | peer's region refuses | ERR + QP_ACCESS event |
 //! | REM_INV_REQ_ERR + QP_NO_ACCESS | peer's QP does not allow the operation | ERR + QP_ACCESS event |
+//! | REM_INV_REQ_ERR + ATOMIC_MISALIGNED | atomic at an odd address | ERR + QP_ACCESS event |
 //! | REM_INV_REQ_ERR + RECV_TOO_SHORT | message longer than the receive | receive LOC_LEN_ERR, ERR |
 //! | REM_OP_ERR + RECV_BAD_WQE | receive malformed or its keys wrong | receive LOC_QP_OP_ERR / LOC_ACCESS_ERR, ERR |
 //! | RETRY_EXC_ERR + PEER_GONE / PEER_IN_ERROR | no peer, or it is in ERR | nothing |
@@ -75,14 +76,14 @@ impl Device {
         let Some(peer) = qp.peer else {
             return gone();
         };
-        let is_read = work.opcode() == Opcode::RDMA_READ;
-        let local = match check_sges(&own.regions, qp.pdn, work.sges(), work.total(), is_read) {
+        let fetches = work.fetches();
+        let local = match check_sges(&own.regions, qp.pdn, work.sges(), work.total(), fetches) {
             Ok(straight) => straight,
             Err(syndrome) => return Step::Failed(WcStatus::LOC_PROT_ERR, syndrome),
         };
         match self.meet(at, peer) {
             Meeting::Ready => {}
-            Meeting::Orphan if is_read => {}
+            Meeting::Orphan if fetches => {}
             Meeting::Orphan => {
                 self.count_bytes(at.place, None, work.total() - work.done);
                 return Step::Done;
@@ -111,6 +112,9 @@ impl Device {
                 self.send(at, peer, work, local, receive, *bytes_left)
             }
             Opcode::RDMA_READ => self.rdma(at, peer, work, local, Access::REMOTE_READ, *bytes_left),
+            Opcode::ATOMIC_CMP_AND_SWP | Opcode::ATOMIC_FETCH_AND_ADD => {
+                self.atomic(peer, work, local)
+            }
             _ => self.rdma(at, peer, work, local, Access::REMOTE_WRITE, *bytes_left),
         };
         let moved = match moved {
@@ -118,8 +122,9 @@ impl Device {
             Err((status, syndrome)) => return Step::Failed(status, syndrome),
         };
         work.done += moved;
-        *bytes_left -= moved;
-        if is_read {
+        // An atomic is not cut at the end of a turn.
+        *bytes_left = bytes_left.saturating_sub(moved);
+        if fetches {
             self.count_bytes(peer.place, Some(at.place), moved);
         } else {
             self.count_bytes(at.place, Some(peer.place), moved);
@@ -310,14 +315,14 @@ impl Device {
     }
 
     #[inline]
-    fn end(&self, at: QpRef) -> Option<(&super::function::Function, &super::qp::Qp)> {
+    pub(crate) fn end(&self, at: QpRef) -> Option<(&super::function::Function, &super::qp::Qp)> {
         let function = self.functions.at(at.place)?;
         let qp = function.qps.find(at.qpn)?;
         Some((function, qp))
     }
 
     /// A request broke the rules of the responder.
-    fn access_fault(&mut self, peer: QpRef, syndrome: Syndrome) {
+    pub(crate) fn access_fault(&mut self, peer: QpRef, syndrome: Syndrome) {
         if self.qp(peer).is_some_and(|qp| qp.is_orphan) {
             return;
         }
@@ -408,7 +413,7 @@ fn gone() -> Step {
 }
 
 /// The memory of a gather list, when that is one straight piece.
-type Straight = Option<*mut u8>;
+pub(crate) type Straight = Option<*mut u8>;
 
 /// Checks the SGEs of a list that a message of `total` bytes reaches; empty ones need no key.
 #[inline]

@@ -169,7 +169,13 @@ fn each_bad_field_of_mr_reg_has_its_status() {
             },
             AdminStatus::INVALID,
         ),
-        (MrReg { access: 8, ..good }, AdminStatus::INVALID),
+        (
+            MrReg {
+                access: 1 << 30,
+                ..good
+            },
+            AdminStatus::INVALID,
+        ),
         (
             MrReg {
                 access: u32::MAX,
@@ -419,7 +425,13 @@ fn each_bad_field_of_qp_create_has_its_status() {
             },
             AdminStatus::NO_OBJECT,
         ),
-        (QpCreate { access: 8, ..good }, AdminStatus::INVALID),
+        (
+            QpCreate {
+                access: 1 << 30,
+                ..good
+            },
+            AdminStatus::INVALID,
+        ),
         (good, AdminStatus::OK),
         (good, AdminStatus::BUSY),
     ] {

@@ -25,7 +25,7 @@ use ring_proto::index::Depth;
 use ring_proto::regs;
 use ring_proto::shared::{Bar2, CommandRing, CqeRing, EqeRing, Ring, WqeRing};
 use ring_proto::status::{Opcode, QpState, Syndrome, WcStatus};
-use ring_proto::sync::Ordering;
+use ring_proto::sync::{AtomicU64, Ordering};
 use ring_proto::wqe::{RqWqe, Sge, SqWqe, WqeFlags};
 use ring_proto::{copy, doorbell, uar};
 use zerocopy::IntoBytes;
@@ -294,6 +294,14 @@ impl Client {
         // SAFETY: 1. `place` checks the range; `bytes` is ours. 2. Disjoint memory. 3. No reference covers the mapping.
         unsafe { copy::copy(bytes.as_mut_ptr(), self.place(iova, len), len) };
         bytes
+    }
+
+    /// A word of its memory, as its program shares it with the device.
+    pub(crate) fn word(&self, iova: u64) -> &AtomicU64 {
+        let place = NonNull::new(self.place(iova, 8)).unwrap();
+        // SAFETY: 1. `place` checks the range, callers pass multiples of 8, and the mapping lives in `self`. 2. Nothing but views,
+        //         atomics and `copy` reach it.
+        unsafe { ring_proto::shared::word(place.cast()) }
     }
 
     pub(crate) fn zero(&self, iova: u64, len: usize) {
@@ -754,6 +762,24 @@ impl Send {
             sges: Vec::new(),
             inline: bytes.to_vec(),
         }
+    }
+
+    /// A signaled atomic on the word at `addr` of the peer; the original goes to `into`.
+    pub(crate) fn atomic(
+        opcode: Opcode,
+        wr_id: u64,
+        into: Sge,
+        (addr, rkey): (u64, u32),
+        (compare_add, swap): (u64, u64),
+    ) -> Self {
+        let mut wqe = Self::new(opcode, wr_id, &[into]).remote(addr, rkey);
+        // The operands stand where the second element would.
+        wqe.sges.push(Sge {
+            addr: compare_add,
+            len: low(swap),
+            lkey: high(swap),
+        });
+        wqe
     }
 
     pub(crate) fn remote(mut self, addr: u64, rkey: u32) -> Self {

@@ -7,6 +7,7 @@
 )]
 
 mod admin;
+mod atomics;
 mod client;
 mod cm;
 mod completion;

@@ -53,7 +53,7 @@ fn sound_wqe_completes() {
 #[test]
 fn each_bad_field_of_a_send_wqe_has_its_syndrome() {
     let op_err = |syndrome| (WcStatus::LOC_QP_OP_ERR, syndrome);
-    for opcode in [6, 7, 100, 255] {
+    for opcode in [50, 100, 255] {
         assert_eq!(
             with(|wqe| wqe.head.opcode = opcode),
             op_err(Syndrome::BAD_OPCODE),
