@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 const OVERVIEW: &str = "Example, in two terminals:
   sanlab up
   sanlab run --node a -- python3 -m http.server 8000
-  sanlab run --node b -- curl http://127.77.0.1:8000/
+  sanlab run --node b -- curl http://a:8000/
   sanlab stat
 
 Clusters live in a run directory of your own: $SANLAB_RUN_DIR, else
@@ -121,12 +121,13 @@ pub(crate) struct Ls {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   sanlab run --node a -- redis-server --port 6379
-  sanlab run --cluster lab2 --node b -- redis-cli -h 127.77.0.1 ping
+  sanlab run --cluster lab2 --node b -- redis-cli -h a ping
 
 The program replaces `sanlab`: process id, signals, terminal and exit
 status are its own. Exit codes of `sanlab run` itself: 125 when it fails,
 126 when the program cannot be executed, 127 when it is not found. The
-program finds SANLAB_CLUSTER, SANLAB_NODE and SANLAB_ADDR in its environment.")]
+program finds SANLAB_CLUSTER, SANLAB_NODE and SANLAB_ADDR in its environment;
+the names of the nodes are host names to it, and its own is that of its node.")]
 pub(crate) struct Run {
     /// The cluster [default: the only one that runs].
     #[arg(long, value_name = "CLUSTER")]

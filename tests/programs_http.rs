@@ -41,7 +41,7 @@ fn curl_fetches_256_mib_from_http_server() {
         let before = kernel::connections_on_port(address, PORT);
 
         let copy = lab.directory().join("copy");
-        let url = format!("http://{address}:{PORT}/file");
+        let url = format!("http://a:{PORT}/file");
         let mut client = cluster.run(
             "b",
             [

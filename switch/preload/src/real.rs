@@ -12,8 +12,8 @@
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 
 use libc::{
-    FILE, epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t, off_t, pollfd, sigset_t, size_t,
-    sockaddr, socklen_t, ssize_t, timespec, timeval,
+    FILE, addrinfo, epoll_event, fd_set, hostent, iovec, mmsghdr, msghdr, nfds_t, off_t, pollfd,
+    sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval, utsname,
 };
 use ring_proto::sync::{AtomicPtr, Ordering};
 
@@ -76,6 +76,7 @@ macro_rules! real_functions {
             ///
             /// # Safety
             /// As of the function.
+            #[allow(clippy::too_many_arguments, reason = "the C library's signature")]
             #[inline(always)]
             pub(crate) unsafe fn $name($($arg: $type),*) -> $ret {
                 let address = find(&slots::$name, name_of(concat!(stringify!($name), "\0")));
@@ -158,6 +159,17 @@ real_functions! {
     fclose(stream: *mut FILE) -> c_int;
     freopen(path: *const c_char, mode: *const c_char, stream: *mut FILE) -> *mut FILE;
     freopen64(path: *const c_char, mode: *const c_char, stream: *mut FILE) -> *mut FILE;
+
+    getaddrinfo(name: *const c_char, service: *const c_char, hints: *const addrinfo, result: *mut *mut addrinfo) -> c_int;
+    getnameinfo(address: *const sockaddr, len: socklen_t, name: *mut c_char, name_room: socklen_t, service: *mut c_char, service_room: socklen_t, flags: c_int) -> c_int;
+    gethostbyname(name: *const c_char) -> *mut hostent;
+    gethostbyname2(name: *const c_char, family: c_int) -> *mut hostent;
+    gethostbyname_r(name: *const c_char, entry: *mut hostent, work: *mut c_char, work_len: size_t, result: *mut *mut hostent, error: *mut c_int) -> c_int;
+    gethostbyname2_r(name: *const c_char, family: c_int, entry: *mut hostent, work: *mut c_char, work_len: size_t, result: *mut *mut hostent, error: *mut c_int) -> c_int;
+    gethostbyaddr(address: *const c_void, len: socklen_t, family: c_int) -> *mut hostent;
+    gethostbyaddr_r(address: *const c_void, len: socklen_t, family: c_int, entry: *mut hostent, work: *mut c_char, work_len: size_t, result: *mut *mut hostent, error: *mut c_int) -> c_int;
+    gethostname(name: *mut c_char, len: size_t) -> c_int;
+    uname(to: *mut utsname) -> c_int;
 
     sigaction(signal: c_int, action: *const sigaction_t, old: *mut sigaction_t) -> c_int;
 

@@ -25,6 +25,7 @@ use switch::tcp::KernelTcp;
 use switch::waiters::Waiters;
 use switch::{Installed, NodeConfig, Switch};
 
+use crate::calls::hosts::Hosts;
 use crate::host::ProgramHost;
 use crate::real;
 use crate::service::Service;
@@ -51,6 +52,8 @@ pub(crate) struct Runtime {
     pub(crate) process: Arc<Process>,
     /// The switch.
     pub(crate) switch: Switch,
+    /// The nodes' names.
+    pub(crate) hosts: Hosts,
 }
 
 impl Runtime {
@@ -128,12 +131,14 @@ fn from_environment() -> Option<Runtime> {
             sp: Arc::new(SanProvider::new(opener, san)),
         });
     }
+    let hosts = Hosts::new(&config);
     let switch_tcp = Arc::<KernelTcp>::clone(&tcp);
     let switch = Switch::new(config, installed, switch_tcp, Arc::new(ProgramHost));
     Some(Runtime {
         tcp,
         process,
         switch,
+        hosts,
     })
 }
 

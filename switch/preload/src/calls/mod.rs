@@ -6,6 +6,7 @@
 pub(crate) mod control;
 pub(crate) mod datagrams;
 pub(crate) mod descriptors;
+pub(crate) mod hosts;
 pub(crate) mod messages;
 pub(crate) mod names;
 pub(crate) mod options;

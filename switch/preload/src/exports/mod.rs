@@ -6,6 +6,7 @@
 mod data;
 mod descriptors;
 mod files;
+mod hosts;
 mod names;
 mod outside;
 mod ready;

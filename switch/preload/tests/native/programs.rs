@@ -260,3 +260,44 @@ fn is_listening(address: &str, port: u16) -> bool {
             })
     })
 }
+
+#[test]
+fn programs_know_nodes_by_name() {
+    if !has("python3") {
+        return;
+    }
+    let script = r"
+import ctypes, os, socket
+one, two = os.environ['ONE'], os.environ['ADDR']
+def refused(name, **hints):
+    try:
+        socket.getaddrinfo(name, 80, **hints)
+    except socket.gaierror:
+        return True
+    return False
+assert socket.gethostname() == os.uname().nodename == 'n2'
+assert socket.gethostbyname('n1') == socket.gethostbyname('N1.') == one
+assert socket.gethostbyname_ex('n1') == ('n1', [], [one])
+assert socket.gethostbyaddr(one) == ('n1', [], [one])
+found = socket.getaddrinfo('n1', 'http', socket.AF_UNSPEC, socket.SOCK_STREAM, 0, socket.AI_CANONNAME)
+assert found == [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, 'n1', (one, 80))], found
+mapped = socket.getaddrinfo('n1', 80, socket.AF_INET6, socket.SOCK_STREAM, 0, socket.AI_V4MAPPED)
+assert mapped[0][4][:2] == ('::ffff:' + one, 80), mapped
+assert refused('n1', family=socket.AF_INET6)
+assert refused('n1', flags=socket.AI_NUMERICHOST)
+assert refused('n9.invalid')
+assert socket.getnameinfo((one, 80), 0) == ('n1', 'http')
+assert socket.getnameinfo(('::ffff:' + two, 80), socket.NI_NAMEREQD | socket.NI_NUMERICSERV) == ('n2', '80')
+assert socket.getnameinfo((one, 80), socket.NI_NUMERICHOST)[0] == one
+libc, room = ctypes.CDLL(None, use_errno=True), ctypes.create_string_buffer(2)
+assert libc.gethostname(room, 2) == -1 and ctypes.get_errno() == 36 and room.raw == b'n2'
+server = socket.create_server(('n2', 0))
+client = socket.create_connection(('n2', server.getsockname()[1]))
+assert client.getpeername()[0] == two
+print('ok')
+";
+    let cluster = Cluster::claim();
+    let mut command = cluster.command(2, "python3");
+    command.args(["-c", script]).env("ONE", cluster.address(1));
+    assert_eq!(succeed(&mut command), "ok\n");
+}

@@ -64,6 +64,9 @@ fn kernel_pair() -> [Option<TcpStream>; 2] {
     [Some(a), Some(b)]
 }
 
+/// Longest delay of an acknowledgement (TCP_DELACK_MAX), and some more.
+const KERNEL_SETTLES: Duration = Duration::from_millis(300);
+
 fn kernel_bits(end: &TcpStream) -> u32 {
     let mut poll = libc::pollfd {
         fd: end.as_raw_fd(),
@@ -98,12 +101,11 @@ fn kernel_step(ends: &mut [Option<TcpStream>; 2], step: Step) -> Outcome {
         Truncate(side, len) => receive(side, len, libc::MSG_TRUNC),
         Fill(side) => {
             let end = ends[side].as_mut().unwrap();
-            let mut quiet = 0;
-            // The kernel moves what was accepted on to the peer for a while.
-            while quiet < 1000 {
-                match end.write(&[1; 65_536]) {
-                    Ok(_) => quiet = 0,
-                    Err(_) => quiet += 1,
+            let mut last = Instant::now();
+            // The kernel moves what was accepted on to the peer for a while, at the latest when an acknowledgement was delayed.
+            while last.elapsed() < KERNEL_SETTLES {
+                if end.write(&[1; 65_536]).is_ok() {
+                    last = Instant::now();
                 }
                 std::thread::yield_now();
             }
