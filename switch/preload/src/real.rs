@@ -8,6 +8,7 @@
     unsafe_code,
     reason = "calls functions of the C library by their addresses"
 )]
+#![expect(clippy::too_many_arguments, reason = "the C library's signatures")]
 
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 
@@ -76,7 +77,6 @@ macro_rules! real_functions {
             ///
             /// # Safety
             /// As of the function.
-            #[allow(clippy::too_many_arguments, reason = "the C library's signature")]
             #[inline(always)]
             pub(crate) unsafe fn $name($($arg: $type),*) -> $ret {
                 let address = find(&slots::$name, name_of(concat!(stringify!($name), "\0")));
