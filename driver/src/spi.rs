@@ -462,6 +462,9 @@ pub trait Waiting: Send + Sync + core::fmt::Debug {
     fn acquire(&self, function: u32) -> Result<Waiter, WsaError>;
     /// Gives a vector back.
     fn release(&self, waiter: Waiter);
+    /// Looks whether the device behind a function is gone, for who saw its descriptor hung up, or has none to see. Arming fails
+    /// from then on.
+    fn check(&self, function: u32);
     /// Empties the waiter's descriptor. It need not be an eventfd: where vectors are scarce, several waiters watch one.
     fn drain(&self, waiter: Waiter) {
         crate::sys::drain(waiter.fd);

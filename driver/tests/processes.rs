@@ -507,6 +507,7 @@ fn the_death_of_the_emulator_ends_everything_and_hangs_nothing() {
                 sys::wait_readable(hangup.unwrap(), 1000) == Ok(Seen::HungUp)
             });
         }
+        b.start.waiting.check(function);
         assert_eq!(b.start.waiting.arm(at_b, waiter), Err(WsaError::NetDown));
         assert_eq!(
             b.start.waiting.link(at_b),

@@ -59,13 +59,13 @@ impl Switch {
             if self.round().progressed {
                 continue;
             }
-            let fds = self.arm();
+            let (fds, rest_until_ns) = self.arm(self.host.now_ns());
             // Armed: whatever came before is found by this round, whatever comes later fires.
             let last = self.round();
             if !last.progressed {
                 return ServicePlan {
                     fds,
-                    deadline_ns: last.deadline_ns,
+                    deadline_ns: last.deadline_ns.min(rest_until_ns),
                 };
             }
             deadline_ns = last.deadline_ns;
@@ -179,17 +179,20 @@ impl Switch {
                 let link = conn.provider().waiting.link(conn.sp());
                 matches!(link, Link::Orphaned | Link::Ended(_))
             };
-            if conn.wants_service() || (scans && is_odd()) {
+            let is_idle = || conn.wants_service() && !conn.is_resting(now_ns);
+            if is_idle() || (scans && is_odd()) {
                 conn.progress();
                 round.deadline_ns = round.deadline_ns.min(conn.deadline_ns());
             }
         }
     }
 
-    /// Arms every source for the service's vectors. Returns what to poll.
-    fn arm(&self) -> Vec<libc::pollfd> {
+    /// Arms every source for the service's vectors, but connections that their program drives itself. Returns what to poll, and when
+    /// to look at those.
+    fn arm(&self, now_ns: u64) -> (Vec<libc::pollfd>, u64) {
         let _inside = gate::enter();
         let mut fds = Vec::new();
+        let mut rest_until_ns = u64::MAX;
         let mut state = self.lock_service();
         for provider in self.provider_list() {
             for (function, hangup) in provider.waiting.functions() {
@@ -199,6 +202,7 @@ impl Switch {
                 if let Some(fd) = hangup {
                     if event::is_hung_up(fd) {
                         // the device is gone. Connections find out by themselves, new work goes elsewhere.
+                        provider.waiting.check(function);
                         provider.note(WsaError::NetDown);
                         state.dead.push((provider.index, function));
                         continue;
@@ -245,14 +249,17 @@ impl Switch {
             }
         }
         for socket in &connected {
-            if let Some(conn) = socket.conn().filter(|c| c.wants_service()) {
-                state.arm(conn);
+            if let Some(conn) = socket.conn().filter(|c| c.is_watched()) {
+                match conn.rests_until(now_ns) {
+                    Some(until_ns) => rest_until_ns = rest_until_ns.min(until_ns),
+                    None => state.arm(conn),
+                }
             }
         }
         for conn in &self.lock_registry().draining {
             state.arm(conn);
         }
-        fds
+        (fds, rest_until_ns)
     }
 
     /// Listeners of this process; inside the gate, like the next two.

@@ -269,6 +269,10 @@ impl Sleep {
         let taken = free.and_then(|free| {
             let taken = waiters.take(provider, function)?;
             provider.waiting.drain(taken.waiter);
+            if taken.hangup < 0 {
+                // Nothing will show the end of the device, or has shown it already.
+                provider.waiting.check(function);
+            }
             *free = Some(taken);
             Some(taken.waiter)
         });

@@ -267,17 +267,24 @@ impl<'a> Sleeper<'a> {
             events: libc::POLLIN,
             revents: 0,
         }];
-        for (_, hangup) in self.conn.provider().waiting.functions() {
-            fds.extend(hangup.map(|fd| libc::pollfd {
-                fd,
+        let waiting = &self.conn.provider().waiting;
+        let functions = waiting.functions();
+        for &(_, hangup) in &functions {
+            fds.push(libc::pollfd {
+                fd: hangup.unwrap_or(-1),
                 events: 0,
                 revents: 0,
-            }));
+            });
         }
         let count = libc::nfds_t::try_from(fds.len()).unwrap();
         // SAFETY: as many entries as said.
         let ready = unsafe { libc::poll(fds.as_mut_ptr(), count, -1) };
         assert!(ready > 0);
+        for ((function, _), polled) in functions.iter().zip(&fds[1..]) {
+            if polled.revents != 0 {
+                waiting.check(*function);
+            }
+        }
     }
 
     fn send(&self, bytes: &[u8]) -> Result<usize, Errno> {

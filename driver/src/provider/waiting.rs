@@ -236,6 +236,13 @@ impl Waiting for Core {
         }
     }
 
+    fn check(&self, function: u32) {
+        if let Some(device) = self.function_at(function) {
+            // What it finds stays with the function.
+            device.check();
+        }
+    }
+
     fn drain(&self, waiter: Waiter) {
         let is_shared = self.vectors().iter().any(|vector| {
             vector.function == waiter.function
@@ -305,8 +312,8 @@ fn arm_slot(
     consumer: &AtomicU32,
     waiter: Waiter,
 ) -> Result<(), WsaError> {
-    // One system call, made only by who is about to sleep: the device's end wakes nobody by itself.
-    if function.check() {
+    // No system call: who sleeps waits on the hang-up descriptor too, and has the device checked when that shows.
+    if function.is_dead() {
         return Err(WsaError::NetDown);
     }
     let bit = 1_u64.checked_shl(waiter.vector).ok_or(WsaError::Inval)?;

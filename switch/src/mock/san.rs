@@ -214,6 +214,8 @@ impl Waiting for MockWaiting {
         Ok(())
     }
 
+    fn check(&self, _function: u32) {}
+
     fn arm_events(&self, _waiter: Waiter) -> Result<(), WsaError> {
         // Events are filed at once and signal their objects: there is nothing to arm.
         Ok(())

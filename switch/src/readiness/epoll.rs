@@ -105,6 +105,8 @@ struct SetVector {
     waiter: Waiter,
     /// Fired since it was drained.
     has_fired: bool,
+    /// Its device hung up, or would not show it.
+    is_doubtful: bool,
 }
 
 /// One event for the program.
@@ -403,6 +405,7 @@ impl EpollSet {
                     let state = state.get_or_insert_with(|| self.state.lock());
                     if let Some(vector) = state.vectors.get_mut((number - 1) / 2) {
                         vector.has_fired = true;
+                        vector.is_doubtful |= number % 2 == 0;
                     }
                 }
             }
@@ -474,6 +477,9 @@ impl EpollSet {
         for vector in vectors.iter_mut().filter(|v| v.has_fired) {
             vector.provider.waiting.drain(vector.waiter);
             vector.has_fired = false;
+        }
+        for vector in vectors.iter().filter(|v| v.is_doubtful) {
+            vector.provider.waiting.check(vector.waiter.function);
         }
         let mut limit_ns = u64::MAX;
         for r in registrations.iter() {
@@ -652,6 +658,7 @@ fn vector_of(
         provider: Arc::clone(provider),
         waiter,
         has_fired: false,
+        is_doubtful: hangup.is_none(),
     });
     Some(waiter)
 }

@@ -81,6 +81,7 @@ pub fn look(socket: &SwitchSocket) -> Look {
     match socket.stage() {
         Stage::SanConnected => match socket.conn() {
             Some(conn) => {
+                conn.touch();
                 conn.progress();
                 let edges = conn.edge_counter();
                 Look::Bits {

@@ -4,7 +4,7 @@
 //! Invariants: the send token and the receive token are taken in the order receive, send; a holder of the send token only ever
 //! *tries* the receive token. No token is held while anybody waits.
 //! Hot: [`Conn::progress`] when nothing came: one poll of the completion queue, one of the event queue, a few loads.
-//! Edges: `local-wake`. Source. Leaves out: starting, sending, receiving, closing: the sibling files.
+//! Edges: `local-wake`, `service-watch`. Source. Leaves out: starting, sending, receiving, closing: the sibling files.
 
 use core::ptr::NonNull;
 
@@ -26,6 +26,9 @@ pub(super) const PAYLOAD_MAX: u32 = 16 * 1024;
 pub(super) const HEADER_PAD: u32 = 32;
 /// Threads that can wait for one connection in one process; as many as a function has vectors.
 pub(super) const WAITERS: usize = 64;
+
+/// How soon the service thread looks again at a connection that the program itself drives.
+const SERVICE_TICK_NS: u64 = 2_000_000;
 
 /// Where a connection stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,6 +57,14 @@ pub struct Conn {
     pub(super) record_offset: u64,
     /// Threads and sets of this process that sleep on this connection, packed; 0: none.
     pub(super) waiters: [AtomicU64; WAITERS],
+    /// 1: the service thread of this process watches the connection.
+    pub(super) watched: AtomicU32,
+    /// Calls of the program, as far as the service thread cares.
+    pub(super) touches: AtomicU32,
+    /// What the service thread saw of them last.
+    pub(super) touches_seen: AtomicU32,
+    /// Until then the service thread leaves the connection to the program's own calls, on CLOCK_MONOTONIC.
+    pub(super) rests_until_ns: AtomicU64,
     /// 1: this process closed the companion, its memory can go with this value.
     pub(super) finished: AtomicU32,
 }
@@ -187,13 +198,82 @@ impl Conn {
         if flags & (flag::RESET | flag::GONE) != 0 {
             return self.due().is_some();
         }
+        // What was posted is the NIC's: only what still waits for credits or room needs somebody.
         flags & flag::ESTABLISHED == 0
-            || self.unsent_bytes() > 0
-            || self.fin_is_pending()
+            || self.has_unposted(flags)
             || self.due().is_some()
             || self.needs_settling()
             || r.send_token.is_abandoned(&*self.provider)
             || r.recv_token.is_abandoned(&*self.provider)
+    }
+
+    /// The program is about to leave its call: true when the service thread must be woken for what the call leaves undone.
+    ///
+    /// A connection that the service watches needs no wake-up: it is looked at after [`SERVICE_TICK_NS`], and armed when the program has
+    /// stopped calling by then.
+    #[must_use]
+    pub fn leave(&self) -> bool {
+        self.touch();
+        if !self.wants_service() {
+            return false;
+        }
+        // EDGE service-watch (release): what is left undone, then the look at the watch; `is_watched` clears it, then looks again.
+        fence(Ordering::SeqCst);
+        // Relaxed: nothing is published by the word; the fences order.
+        self.watched.load(Ordering::Relaxed) == 0 && self.watched.swap(1, Ordering::Relaxed) == 0
+    }
+
+    /// Notes that the program drives the connection itself.
+    #[inline]
+    pub fn touch(&self) {
+        // Relaxed, and lossy between threads: any change will do.
+        let touches = self.touches.load(Ordering::Relaxed);
+        self.touches
+            .store(touches.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// For the service thread: whether it has to watch the connection, after taking note of that.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        // Relaxed: the service thread stores what it loads here, but for `leave`'s 1, which the second look respects.
+        if self.wants_service() {
+            self.watched.store(1, Ordering::Relaxed);
+            return true;
+        }
+        if self.watched.swap(0, Ordering::Relaxed) == 0 {
+            return false;
+        }
+        // EDGE service-watch (acquire): pairs with the fence in `leave`.
+        fence(Ordering::SeqCst);
+        self.wants_service() && {
+            self.watched.store(1, Ordering::Relaxed);
+            true
+        }
+    }
+
+    /// For the service thread: when it has to look again, while the program drives the connection by its own calls; `None`: the
+    /// program has stopped, the connection must be armed.
+    #[must_use]
+    pub fn rests_until(&self, now_ns: u64) -> Option<u64> {
+        // Relaxed: a time and a number that only the service thread stores.
+        let until = self.rests_until_ns.load(Ordering::Relaxed);
+        if now_ns < until {
+            return Some(until);
+        }
+        let touches = self.touches.load(Ordering::Relaxed);
+        if self.touches_seen.swap(touches, Ordering::Relaxed) == touches {
+            return None;
+        }
+        let until = now_ns.saturating_add(SERVICE_TICK_NS);
+        self.rests_until_ns.store(until, Ordering::Relaxed);
+        Some(until)
+    }
+
+    /// Whether the service thread leaves the connection alone now.
+    #[must_use]
+    pub fn is_resting(&self, now_ns: u64) -> bool {
+        // Relaxed: a time.
+        now_ns < self.rests_until_ns.load(Ordering::Relaxed)
     }
 
     /// When [`Self::progress`] must be called at the latest, on CLOCK_MONOTONIC; `u64::MAX`: any time.
@@ -251,6 +331,8 @@ impl Conn {
             // Relaxed: the child has one thread.
             waiter.store(0, Ordering::Relaxed);
         }
+        // Relaxed: as above. The parent's service thread watches for the parent.
+        self.watched.store(0, Ordering::Relaxed);
     }
 
     /// Takes completions off the queue; they show in the slots.

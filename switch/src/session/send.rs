@@ -176,6 +176,14 @@ impl Conn {
         }
     }
 
+    /// Whether stream bytes, or FIN, have not been given to the NIC yet.
+    pub(super) fn has_unposted(&self, flags: u32) -> bool {
+        // Relaxed: FIN's offset lies one beyond `accepted`.
+        let accepted = self.record.get().accepted.load(Ordering::Relaxed);
+        let fin = u64::from(flags & flag::WRITE_SHUT != 0);
+        self.sent_offset() < accepted.wrapping_add(fin)
+    }
+
     /// Whether FIN was asked for and has not arrived at the peer's receives.
     pub(super) fn fin_is_pending(&self) -> bool {
         let r = self.record.get();

@@ -266,6 +266,10 @@ impl Conn {
             numbers,
             record_offset,
             waiters: [const { AtomicU64::new(0) }; WAITERS],
+            watched: AtomicU32::new(0),
+            touches: AtomicU32::new(0),
+            touches_seen: AtomicU32::new(0),
+            rests_until_ns: AtomicU64::new(0),
             finished: AtomicU32::new(0),
             provider,
         })

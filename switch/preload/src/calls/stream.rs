@@ -293,7 +293,7 @@ fn on_connection(
 
 /// What the call leaves undone is the service thread's.
 fn leave(conn: &Conn) {
-    if conn.wants_service() {
+    if conn.leave() {
         SERVICE.wake();
     }
 }

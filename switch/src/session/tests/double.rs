@@ -773,6 +773,8 @@ impl Waiting for Fabric {
     fn arm(&self, _s: SpSocket, _waiter: Waiter) -> Result<(), WsaError> {
         Ok(())
     }
+    fn check(&self, _function: u32) {}
+
     fn arm_events(&self, _waiter: Waiter) -> Result<(), WsaError> {
         Ok(())
     }

@@ -247,6 +247,32 @@ fn full_send_queue_is_tried_again_after_a_completion() {
 }
 
 #[test]
+fn the_service_is_woken_once_for_what_a_call_leaves_and_rests_while_calls_go_on() {
+    let world = DoubleWorld::new();
+    let (a, b) = world.pair();
+    send_all(&a, b"all posted");
+    assert!(a.unsent_bytes() > 0 && !a.leave(), "the NIC has it");
+    // More than the credits allow.
+    send_all(&a, &pattern(0, 0, 900_000));
+    assert!(a.leave());
+    assert!(!a.leave(), "it knows");
+    assert!(a.is_watched());
+    let second = 1_000_000_000;
+    let until = a.rests_until(second).unwrap();
+    assert!(a.is_resting(until - 1) && !a.is_resting(until));
+    assert_eq!(a.rests_until(until - 1), Some(until));
+    assert_eq!(a.rests_until(until), None, "no call since");
+    a.touch();
+    assert!(a.rests_until(until).is_some_and(|next| next > until));
+    while recv(&b, 1 << 16).is_ok() {
+        settle(&[&a, &b]);
+    }
+    assert!(!a.is_watched() && !a.leave());
+    send_all(&a, &pattern(0, 0, 900_000));
+    assert!(a.leave(), "the watch had ended");
+}
+
+#[test]
 fn receiver_not_ready_holds_messages_and_loses_none() {
     let world = DoubleWorld::new();
     let (a, b) = world.pair();
