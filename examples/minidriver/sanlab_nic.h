@@ -89,6 +89,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are little-
 #define SANLAB_ADMIN_RELEASE_UNLESS_LAST 0x1u /* RELEASE: when slot is the last holder keep the hold and answer BUSY */
 #define SANLAB_ADMIN_LISTEN_SHARED 0x1u /* CM_LISTEN: several listeners may share the address and port */
 #define SANLAB_ADMIN_PRIVATE_DATA 0x100u /* Most bytes of private data in a connection request */
+#define SANLAB_ADMIN_MAX_RD_ATOMIC 0x10u /* Most outstanding READs and atomics that a QP can be given, in each direction */
 
 /* ---- Constants of vfio ---- */
 
@@ -333,10 +334,20 @@ enum sanlab_syndrome {
     SANLAB_SYNDROME_PEER_IN_ERROR = 0x34, /* The peer's QP is in ERR */
     SANLAB_SYNDROME_FLUSHED = 0x35, /* Flushed because the QP went to ERR */
     SANLAB_SYNDROME_CQ_OVERRUN = 0x36, /* The completion queue overran */
-    SANLAB_SYNDROME_BAD_QP_STATE = 0x37, /* The QP's state does not allow the operation */
+    SANLAB_SYNDROME_BAD_QP_STATE = 0x37, /* The QP's state does not allow the operation, or no such change of state exists */
     SANLAB_SYNDROME_DISCONNECTED = 0x38, /* The peer disconnected */
     SANLAB_SYNDROME_EQ_OVERRUN = 0x40, /* The function's event queue stayed full for too long */
     SANLAB_SYNDROME_INTERNAL_ERROR = 0x41, /* The device itself failed while it worked for the function */
+    SANLAB_SYNDROME_CURRENT_STATE_DIFFERS = 0x50, /* The state that the caller gave as current is not the QP's */
+    SANLAB_SYNDROME_ATTRIBUTE_MISSING = 0x51, /* The change of state needs an attribute that was not given */
+    SANLAB_SYNDROME_ATTRIBUTE_NOT_ALLOWED = 0x52, /* An attribute that this change of state does not take, or none that exists */
+    SANLAB_SYNDROME_ATTRIBUTE_OUT_OF_RANGE = 0x53, /* An attribute has a value that it cannot have */
+    SANLAB_SYNDROME_ATTRIBUTE_NOT_GIVEN = 0x54, /* A field is not zero although its attribute is not given */
+    SANLAB_SYNDROME_SQ_DRAINING = 0x55, /* The send queue has not drained yet */
+    SANLAB_SYNDROME_QP_CONNECTING = 0x56, /* The connection manager is connecting the QP */
+    SANLAB_SYNDROME_NO_SUCH_PEER = 0x57, /* The QP named as peer does not exist */
+    SANLAB_SYNDROME_NO_INITIATOR_DEPTH = 0x60, /* A READ or atomic on a QP whose max_rd_atomic is 0 */
+    SANLAB_SYNDROME_NO_RESPONDER_DEPTH = 0x61, /* A READ or atomic to a QP whose max_dest_rd_atomic is 0 */
 };
 
 static inline const char *sanlab_syndrome_name(uint32_t value)
@@ -376,6 +387,16 @@ static inline const char *sanlab_syndrome_name(uint32_t value)
     case 0x38: return "DISCONNECTED";
     case 0x40: return "EQ_OVERRUN";
     case 0x41: return "INTERNAL_ERROR";
+    case 0x50: return "CURRENT_STATE_DIFFERS";
+    case 0x51: return "ATTRIBUTE_MISSING";
+    case 0x52: return "ATTRIBUTE_NOT_ALLOWED";
+    case 0x53: return "ATTRIBUTE_OUT_OF_RANGE";
+    case 0x54: return "ATTRIBUTE_NOT_GIVEN";
+    case 0x55: return "SQ_DRAINING";
+    case 0x56: return "QP_CONNECTING";
+    case 0x57: return "NO_SUCH_PEER";
+    case 0x60: return "NO_INITIATOR_DEPTH";
+    case 0x61: return "NO_RESPONDER_DEPTH";
     default: return "unknown";
     }
 }
@@ -412,6 +433,9 @@ enum sanlab_event_type {
     SANLAB_EVENT_TYPE_QP_FATAL = 0x1, /* A QP went to ERR by itself. source QPN, code syndrome */
     SANLAB_EVENT_TYPE_QP_ACCESS = 0x2, /* A peer's request broke the access rules of a QP, which went to ERR. source QPN, code syndrome */
     SANLAB_EVENT_TYPE_CQ_ERROR = 0x3, /* A CQ overran; its QPs go to ERR. source CQN */
+    SANLAB_EVENT_TYPE_QP_REQ_ERR = 0x4, /* A peer sent a request that a QP cannot serve; it went to ERR. source QPN, code syndrome */
+    SANLAB_EVENT_TYPE_COMM_EST = 0x5, /* The first request reached a QP in RTR. source QPN */
+    SANLAB_EVENT_TYPE_SQ_DRAINED = 0x6, /* The send queue of a QP in SQD has drained. source QPN */
     SANLAB_EVENT_TYPE_CM_REQUEST = 0x10, /* A connection request waits. source listener, code request id */
     SANLAB_EVENT_TYPE_CM_WITHDRAWN = 0x11, /* A waiting request was withdrawn by its sender. source listener, code request id */
     SANLAB_EVENT_TYPE_CM_ESTABLISHED = 0x12, /* A connect succeeded; the QP is in RTS. source QPN */
@@ -429,6 +453,9 @@ static inline const char *sanlab_event_type_name(uint32_t value)
     case 0x1: return "QP_FATAL";
     case 0x2: return "QP_ACCESS";
     case 0x3: return "CQ_ERROR";
+    case 0x4: return "QP_REQ_ERR";
+    case 0x5: return "COMM_EST";
+    case 0x6: return "SQ_DRAINED";
     case 0x10: return "CM_REQUEST";
     case 0x11: return "CM_WITHDRAWN";
     case 0x12: return "CM_ESTABLISHED";
@@ -481,8 +508,8 @@ enum sanlab_admin_op {
     SANLAB_ADMIN_OP_EQ_CREATE = 0x8, /* Creates the EQ of the function. (QueueCreate; result 0: eqn) */
     SANLAB_ADMIN_OP_EQ_DESTROY = 0x9, /* Destroys the EQ. (Named: eqn) */
     SANLAB_ADMIN_OP_QP_CREATE = 0xa, /* Creates a QP in RESET. (QpCreate; result 0: qpn) */
-    SANLAB_ADMIN_OP_QP_MODIFY = 0xb, /* Changes a QP's state. (QpModify) */
-    SANLAB_ADMIN_OP_QP_QUERY = 0xc, /* Asks for a QP. (Named: qpn; result 0: state | peer qpn << 32, result 1: peer function | holders << 32) */
+    SANLAB_ADMIN_OP_QP_MODIFY = 0xb, /* Changes a QP's state and attributes. (QpModify; refused: result 0 Refusal) */
+    SANLAB_ADMIN_OP_QP_QUERY = 0xc, /* Asks for a QP. (Named: qpn; result 0: state | draining << 8 | peer qpn << 32, result 1: peer function | holders << 32) */
     SANLAB_ADMIN_OP_QP_DESTROY = 0xd, /* Destroys a QP and disconnects it. (Named: qpn) */
     SANLAB_ADMIN_OP_CM_LISTEN = 0x10, /* Listens on an address and port. (CmListen; result 0: listener) */
     SANLAB_ADMIN_OP_CM_UNLISTEN = 0x11, /* Stops listening; waiting requests are rejected. (Named: listener) */
@@ -497,6 +524,7 @@ enum sanlab_admin_op {
     SANLAB_ADMIN_OP_RELEASE = 0x1a, /* Takes a holder away. (Hold; result 0: holders left) */
     SANLAB_ADMIN_OP_WINDOW_GRANT = 0x1b, /* Grants a window to another function. Reserved in this version */
     SANLAB_ADMIN_OP_STATS = 0x1c, /* Asks for a counter block of the function. (no body; result 0: WQEs, result 1: payload bytes sent) */
+    SANLAB_ADMIN_OP_QP_QUERY_ATTR = 0x30, /* Asks for a QP's attributes. (Named: qpn; results: QpSettings) */
 };
 
 static inline const char *sanlab_admin_op_name(uint32_t value)
@@ -528,6 +556,7 @@ static inline const char *sanlab_admin_op_name(uint32_t value)
     case 0x1a: return "RELEASE";
     case 0x1b: return "WINDOW_GRANT";
     case 0x1c: return "STATS";
+    case 0x30: return "QP_QUERY_ATTR";
     default: return "unknown";
     }
 }
@@ -636,12 +665,21 @@ static inline const char *sanlab_reason_name(uint32_t value)
 
 /* ---- QpAttributes: flags of 32 bits ---- */
 
+#define SANLAB_QP_ATTRIBUTES_STATE 0x1u /* The full form: every attribute that the change of state needs is given */
+#define SANLAB_QP_ATTRIBUTES_CUR_STATE 0x2u /* current_state */
+#define SANLAB_QP_ATTRIBUTES_EN_SQD_ASYNC_NOTIFY 0x4u /* sqd_event */
+#define SANLAB_QP_ATTRIBUTES_ACCESS_FLAGS 0x8u /* access */
+#define SANLAB_QP_ATTRIBUTES_AV 0x80u /* peer_function, in place of an address vector */
 #define SANLAB_QP_ATTRIBUTES_PATH_MTU 0x100u /* path_mtu */
 #define SANLAB_QP_ATTRIBUTES_TIMEOUT 0x200u /* timeout */
 #define SANLAB_QP_ATTRIBUTES_RETRY_CNT 0x400u /* retry_cnt */
+#define SANLAB_QP_ATTRIBUTES_RNR_RETRY 0x800u /* rnr_retry */
 #define SANLAB_QP_ATTRIBUTES_RQ_PSN 0x1000u /* rq_psn */
+#define SANLAB_QP_ATTRIBUTES_MAX_QP_RD_ATOMIC 0x2000u /* max_rd_atomic */
 #define SANLAB_QP_ATTRIBUTES_MIN_RNR_TIMER 0x8000u /* min_rnr_timer */
 #define SANLAB_QP_ATTRIBUTES_SQ_PSN 0x10000u /* sq_psn */
+#define SANLAB_QP_ATTRIBUTES_MAX_DEST_RD_ATOMIC 0x20000u /* max_dest_rd_atomic */
+#define SANLAB_QP_ATTRIBUTES_DEST_QPN 0x100000u /* peer_qpn */
 #define SANLAB_QP_ATTRIBUTES_RETRY_UNLIMITED 0x80000000u /* retry_unlimited */
 
 /* ---- Structures ---- */
@@ -911,14 +949,14 @@ static_assert(offsetof(struct sanlab_admin_qp_create, slot) == 36, "sanlab_admin
 static_assert(offsetof(struct sanlab_admin_qp_create, holder) == 40, "sanlab_admin_qp_create.holder");
 static_assert(offsetof(struct sanlab_admin_qp_create, access) == 44, "sanlab_admin_qp_create.access");
 
-/* QpModify, 44 bytes */
+/* QpModify, 52 bytes */
 struct sanlab_admin_qp_modify {
     uint32_t qpn; /* QP */
     uint32_t state; /* Wanted QpState */
-    uint32_t peer_function; /* To RTR: function of the peer; 0 otherwise */
-    uint32_t peer_qpn; /* To RTR: QPN of the peer */
-    uint32_t rnr_retry; /* To RTS: receiver-not-ready retries 0..=7, where 7 means without end */
-    uint32_t attributes; /* QpAttributes: which of the fields below are given; the others are 0 and change nothing */
+    uint32_t peer_function; /* Function of the peer */
+    uint32_t peer_qpn; /* QPN of the peer */
+    uint32_t rnr_retry; /* Receiver-not-ready retries 0..=7, where 7 means without end */
+    uint32_t attributes; /* QpAttributes: which fields are given; the others are 0 and change nothing */
     uint32_t sq_psn; /* PSN of the first packet sent, 24 bits */
     uint32_t rq_psn; /* PSN of the first packet expected, 24 bits */
     uint8_t timeout; /* Local ACK timeout: 4.096 us * 2^code, code 0..=31; 0 waits without end */
@@ -926,9 +964,14 @@ struct sanlab_admin_qp_modify {
     uint8_t min_rnr_timer; /* Code 0..=31 of the wait that a receiver-not-ready answer asks for */
     uint8_t path_mtu; /* Payload of a packet: 1 = 256 B to 5 = 4096 B */
     uint32_t retry_unlimited; /* 1: transport retries never end, they back off from 20 ms to 2 s */
+    uint32_t access; /* Access bits the QP grants to its peer */
+    uint8_t current_state; /* State the caller believes the QP to be in */
+    uint8_t max_rd_atomic; /* Most READs and atomics of ours under way, 0..=16 */
+    uint8_t max_dest_rd_atomic; /* Most READs and atomics of the peer under way, 0..=16 */
+    uint8_t sqd_event; /* 1: report SQ_DRAINED when the send queue has drained */
     uint32_t reserved; /* Zero */
 };
-static_assert(sizeof(struct sanlab_admin_qp_modify) == 44, "sanlab_admin_qp_modify");
+static_assert(sizeof(struct sanlab_admin_qp_modify) == 52, "sanlab_admin_qp_modify");
 static_assert(offsetof(struct sanlab_admin_qp_modify, qpn) == 0, "sanlab_admin_qp_modify.qpn");
 static_assert(offsetof(struct sanlab_admin_qp_modify, state) == 4, "sanlab_admin_qp_modify.state");
 static_assert(offsetof(struct sanlab_admin_qp_modify, peer_function) == 8, "sanlab_admin_qp_modify.peer_function");
@@ -942,7 +985,12 @@ static_assert(offsetof(struct sanlab_admin_qp_modify, retry_cnt) == 33, "sanlab_
 static_assert(offsetof(struct sanlab_admin_qp_modify, min_rnr_timer) == 34, "sanlab_admin_qp_modify.min_rnr_timer");
 static_assert(offsetof(struct sanlab_admin_qp_modify, path_mtu) == 35, "sanlab_admin_qp_modify.path_mtu");
 static_assert(offsetof(struct sanlab_admin_qp_modify, retry_unlimited) == 36, "sanlab_admin_qp_modify.retry_unlimited");
-static_assert(offsetof(struct sanlab_admin_qp_modify, reserved) == 40, "sanlab_admin_qp_modify.reserved");
+static_assert(offsetof(struct sanlab_admin_qp_modify, access) == 40, "sanlab_admin_qp_modify.access");
+static_assert(offsetof(struct sanlab_admin_qp_modify, current_state) == 44, "sanlab_admin_qp_modify.current_state");
+static_assert(offsetof(struct sanlab_admin_qp_modify, max_rd_atomic) == 45, "sanlab_admin_qp_modify.max_rd_atomic");
+static_assert(offsetof(struct sanlab_admin_qp_modify, max_dest_rd_atomic) == 46, "sanlab_admin_qp_modify.max_dest_rd_atomic");
+static_assert(offsetof(struct sanlab_admin_qp_modify, sqd_event) == 47, "sanlab_admin_qp_modify.sqd_event");
+static_assert(offsetof(struct sanlab_admin_qp_modify, reserved) == 48, "sanlab_admin_qp_modify.reserved");
 
 /* CmListen, 40 bytes */
 struct sanlab_admin_cm_listen {

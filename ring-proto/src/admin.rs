@@ -14,7 +14,7 @@ use core::mem::{offset_of, size_of};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::status::codes;
+use crate::status::{QpState, Syndrome, codes};
 
 /// Admin command: header and body.
 #[repr(C)]
@@ -88,9 +88,9 @@ codes! {
         EQ_DESTROY = 9,
         /// Creates a QP in RESET. ([`QpCreate`]; result 0: qpn)
         QP_CREATE = 10,
-        /// Changes a QP's state. ([`QpModify`])
+        /// Changes a QP's state and attributes. ([`QpModify`]; refused: result 0 [`Refusal`])
         QP_MODIFY = 11,
-        /// Asks for a QP. ([`Named`]: qpn; result 0: state | peer qpn << 32, result 1: peer function | holders << 32)
+        /// Asks for a QP. ([`Named`]: qpn; result 0: state | draining << 8 | peer qpn << 32, result 1: peer function | holders << 32)
         QP_QUERY = 12,
         /// Destroys a QP and disconnects it. ([`Named`]: qpn)
         QP_DESTROY = 13,
@@ -120,6 +120,8 @@ codes! {
         WINDOW_GRANT = 27,
         /// Asks for a counter block of the function. (no body; result 0: WQEs, result 1: payload bytes sent)
         STATS = 28,
+        /// Asks for a QP's attributes. ([`Named`]: qpn; results: [`QpSettings`])
+        QP_QUERY_ATTR = 48,
     }
 }
 
@@ -249,13 +251,13 @@ bodies! {
         qpn: u32,
         /// Wanted [`crate::status::QpState`].
         state: u32,
-        /// To RTR: function of the peer; 0 otherwise.
+        /// Function of the peer.
         peer_function: u32,
-        /// To RTR: QPN of the peer.
+        /// QPN of the peer.
         peer_qpn: u32,
-        /// To RTS: receiver-not-ready retries 0..=7, where 7 means without end.
+        /// Receiver-not-ready retries 0..=7, where 7 means without end.
         rnr_retry: u32,
-        /// [`QpAttributes`]: which of the fields below are given; the others are 0 and change nothing.
+        /// [`QpAttributes`]: which fields are given; the others are 0 and change nothing.
         attributes: u32,
         /// PSN of the first packet sent, 24 bits.
         sq_psn: u32,
@@ -271,6 +273,16 @@ bodies! {
         path_mtu: u8,
         /// 1: transport retries never end, they back off from 20 ms to 2 s.
         retry_unlimited: u32,
+        /// [`Access`] bits the QP grants to its peer.
+        access: u32,
+        /// State the caller believes the QP to be in.
+        current_state: u8,
+        /// Most READs and atomics of ours under way, 0..=[`MAX_RD_ATOMIC`].
+        max_rd_atomic: u8,
+        /// Most READs and atomics of the peer under way, 0..=[`MAX_RD_ATOMIC`].
+        max_dest_rd_atomic: u8,
+        /// 1: report SQ_DRAINED when the send queue has drained.
+        sqd_event: u8,
         /// Zero.
         reserved: u32,
     }
@@ -351,6 +363,165 @@ pub const RELEASE_UNLESS_LAST: u32 = 1;
 /// CM_LISTEN: several listeners may share the address and port.
 pub const LISTEN_SHARED: u32 = 1;
 
+/// Most outstanding READs and atomics that a QP can be given, in each direction.
+pub const MAX_RD_ATOMIC: u8 = 16;
+
+bitflags::bitflags! {
+    /// Attributes that a QP_MODIFY gives. Source: `enum ibv_qp_attr_mask`, but for what has no meaning here; RETRY_UNLIMITED is ours.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct QpAttributes: u32 {
+        /// The full form: every attribute that the change of state needs is given.
+        const STATE = 1;
+        /// `current_state`.
+        const CUR_STATE = 1 << 1;
+        /// `sqd_event`.
+        const EN_SQD_ASYNC_NOTIFY = 1 << 2;
+        /// `access`.
+        const ACCESS_FLAGS = 1 << 3;
+        /// `peer_function`, in place of an address vector.
+        const AV = 1 << 7;
+        /// `path_mtu`.
+        const PATH_MTU = 1 << 8;
+        /// `timeout`.
+        const TIMEOUT = 1 << 9;
+        /// `retry_cnt`.
+        const RETRY_CNT = 1 << 10;
+        /// `rnr_retry`.
+        const RNR_RETRY = 1 << 11;
+        /// `rq_psn`.
+        const RQ_PSN = 1 << 12;
+        /// `max_rd_atomic`.
+        const MAX_QP_RD_ATOMIC = 1 << 13;
+        /// `min_rnr_timer`.
+        const MIN_RNR_TIMER = 1 << 15;
+        /// `sq_psn`.
+        const SQ_PSN = 1 << 16;
+        /// `max_dest_rd_atomic`.
+        const MAX_DEST_RD_ATOMIC = 1 << 17;
+        /// `peer_qpn`.
+        const DEST_QPN = 1 << 20;
+        /// `retry_unlimited`.
+        const RETRY_UNLIMITED = 1 << 31;
+    }
+}
+
+/// Why a command was refused: result 0 of its completion, 0 where the status says all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Refusal {
+    /// The exact check that failed.
+    pub syndrome: Syndrome,
+    /// State the QP is in.
+    pub from: QpState,
+    /// State that was wanted.
+    pub to: QpState,
+    /// [`QpAttributes`] bits that are missing, not allowed or out of range.
+    pub attributes: u32,
+}
+
+impl Refusal {
+    /// Packs the word.
+    #[must_use]
+    pub const fn pack(self) -> u64 {
+        self.syndrome.0 as u64
+            | (self.from.0 as u64) << 16
+            | (self.to.0 as u64) << 24
+            | (self.attributes as u64) << 32
+    }
+
+    /// Unpacks the word.
+    #[must_use]
+    pub const fn unpack(word: u64) -> Self {
+        let b = word.to_le_bytes();
+        Self {
+            syndrome: Syndrome(u16::from_le_bytes([b[0], b[1]])),
+            from: QpState(b[2]),
+            to: QpState(b[3]),
+            attributes: u32::from_le_bytes([b[4], b[5], b[6], b[7]]),
+        }
+    }
+}
+
+impl core::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{}: {} -> {}", self.syndrome, self.from, self.to)?;
+        if self.attributes != 0 {
+            write!(f, ", attributes ")?;
+            bitflags::parser::to_writer(&QpAttributes::from_bits_retain(self.attributes), f)?;
+        }
+        Ok(())
+    }
+}
+
+/// Attributes of a QP as QP_QUERY_ATTR answers them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct QpSettings {
+    /// [`Access`] bits the QP grants to its peer.
+    pub access: u8,
+    /// As in [`QpModify`].
+    pub max_rd_atomic: u8,
+    /// As in [`QpModify`].
+    pub max_dest_rd_atomic: u8,
+    /// As in [`QpModify`].
+    pub min_rnr_timer: u8,
+    /// As in [`QpModify`].
+    pub path_mtu: u8,
+    /// As in [`QpModify`].
+    pub timeout: u8,
+    /// As in [`QpModify`].
+    pub retry_cnt: u8,
+    /// As in [`QpModify`].
+    pub rnr_retry: u8,
+    /// As in [`QpModify`]; 24 bits.
+    pub sq_psn: u32,
+    /// As in [`QpModify`].
+    pub retry_unlimited: u8,
+    /// As in [`QpModify`]; 24 bits.
+    pub rq_psn: u32,
+}
+
+impl QpSettings {
+    /// Packs the two result words.
+    #[must_use]
+    pub const fn pack(self) -> [u64; 2] {
+        let first = [
+            self.access,
+            self.max_rd_atomic,
+            self.max_dest_rd_atomic,
+            self.min_rnr_timer,
+            self.path_mtu,
+            self.timeout,
+            self.retry_cnt,
+            self.rnr_retry,
+        ];
+        [
+            u64::from_le_bytes(first),
+            (self.sq_psn & 0xff_ffff) as u64
+                | (self.retry_unlimited as u64) << 24
+                | ((self.rq_psn & 0xff_ffff) as u64) << 32,
+        ]
+    }
+
+    /// Unpacks the two result words.
+    #[must_use]
+    pub const fn unpack(words: [u64; 2]) -> Self {
+        let [a, b, c, d, e, f, g, h] = words[0].to_le_bytes();
+        let [i, j, k, unlimited, m, n, o, _] = words[1].to_le_bytes();
+        Self {
+            access: a,
+            max_rd_atomic: b,
+            max_dest_rd_atomic: c,
+            min_rnr_timer: d,
+            path_mtu: e,
+            timeout: f,
+            retry_cnt: g,
+            rnr_retry: h,
+            sq_psn: u32::from_le_bytes([i, j, k, 0]),
+            retry_unlimited: unlimited,
+            rq_psn: u32::from_le_bytes([m, n, o, 0]),
+        }
+    }
+}
+
 bitflags::bitflags! {
     /// What a region or a QP allows. Source: `enum ibv_access_flags`.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -363,27 +534,6 @@ bitflags::bitflags! {
         const REMOTE_READ = 4;
         /// The peer may do atomic operations.
         const REMOTE_ATOMIC = 8;
-    }
-}
-
-bitflags::bitflags! {
-    /// Attributes that a QP_MODIFY gives. Source: `enum ibv_qp_attr_mask`; RETRY_UNLIMITED is ours.
-    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-    pub struct QpAttributes: u32 {
-        /// `path_mtu`.
-        const PATH_MTU = 1 << 8;
-        /// `timeout`.
-        const TIMEOUT = 1 << 9;
-        /// `retry_cnt`.
-        const RETRY_CNT = 1 << 10;
-        /// `rq_psn`.
-        const RQ_PSN = 1 << 12;
-        /// `min_rnr_timer`.
-        const MIN_RNR_TIMER = 1 << 15;
-        /// `sq_psn`.
-        const SQ_PSN = 1 << 16;
-        /// `retry_unlimited`.
-        const RETRY_UNLIMITED = 1 << 31;
     }
 }
 

@@ -38,6 +38,12 @@ codes! {
         QP_ACCESS = 2,
         /// A CQ overran; its QPs go to ERR. source CQN.
         CQ_ERROR = 3,
+        /// A peer sent a request that a QP cannot serve; it went to ERR. source QPN, code syndrome.
+        QP_REQ_ERR = 4,
+        /// The first request reached a QP in RTR. source QPN.
+        COMM_EST = 5,
+        /// The send queue of a QP in SQD has drained. source QPN.
+        SQ_DRAINED = 6,
         /// A connection request waits. source listener, code request id.
         CM_REQUEST = 16,
         /// A waiting request was withdrawn by its sender. source listener, code request id.

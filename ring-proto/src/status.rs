@@ -141,7 +141,7 @@ codes! {
         FLUSHED = 53,
         /// The completion queue overran.
         CQ_OVERRUN = 54,
-        /// The QP's state does not allow the operation.
+        /// The QP's state does not allow the operation, or no such change of state exists.
         BAD_QP_STATE = 55,
         /// The peer disconnected.
         DISCONNECTED = 56,
@@ -149,6 +149,26 @@ codes! {
         EQ_OVERRUN = 64,
         /// The device itself failed while it worked for the function.
         INTERNAL_ERROR = 65,
+        /// The state that the caller gave as current is not the QP's.
+        CURRENT_STATE_DIFFERS = 80,
+        /// The change of state needs an attribute that was not given.
+        ATTRIBUTE_MISSING = 81,
+        /// An attribute that this change of state does not take, or none that exists.
+        ATTRIBUTE_NOT_ALLOWED = 82,
+        /// An attribute has a value that it cannot have.
+        ATTRIBUTE_OUT_OF_RANGE = 83,
+        /// A field is not zero although its attribute is not given.
+        ATTRIBUTE_NOT_GIVEN = 84,
+        /// The send queue has not drained yet.
+        SQ_DRAINING = 85,
+        /// The connection manager is connecting the QP.
+        QP_CONNECTING = 86,
+        /// The QP named as peer does not exist.
+        NO_SUCH_PEER = 87,
+        /// A READ or atomic on a QP whose `max_rd_atomic` is 0.
+        NO_INITIATOR_DEPTH = 96,
+        /// A READ or atomic to a QP whose `max_dest_rd_atomic` is 0.
+        NO_RESPONDER_DEPTH = 97,
     }
 }
 

@@ -126,7 +126,7 @@ pub fn structures() -> Vec<Structure> {
         }
         "QpModify": admin::QpModify {
             qpn, state, peer_function, peer_qpn, rnr_retry, attributes, sq_psn, rq_psn, timeout, retry_cnt,
-            min_rnr_timer, path_mtu, retry_unlimited, reserved,
+            min_rnr_timer, path_mtu, retry_unlimited, access, current_state, max_rd_atomic, max_dest_rd_atomic, sqd_event, reserved,
         }
         "CmListen": admin::CmListen { local, backlog, holder, flags, reserved }
         "CmQuery": admin::CmQuery { buffer, id, kind }
@@ -224,7 +224,7 @@ pub fn constants() -> Vec<(&'static str, String)> {
         wqe::BLOCK, wqe::MAX_BLOCKS, wqe::FIRST_SGES, wqe::BLOCK_SGES, wqe::MAX_SGES, wqe::MAX_RECV_SGES, wqe::MAX_INLINE,
         cqe::CQE_IMM, cqe::CQE_SOLICITED, cqe::CQE_PUBLISH, eqe::EQE_PUBLISH,
         admin::COMPLETION_PUBLISH, admin::HOLD_QP, admin::HOLD_LISTENER, admin::RELEASE_UNLESS_LAST, admin::LISTEN_SHARED,
-        admin::PRIVATE_DATA,
+        admin::PRIVATE_DATA, admin::MAX_RD_ATOMIC,
         vfio::VERSION_MAJOR, vfio::VERSION_MINOR, vfio::MAX_MESSAGE, vfio::MAX_FDS, vfio::FLAG_REPLY, vfio::FLAG_NO_REPLY,
         vfio::FLAG_ERROR, vfio::CMD_VERSION, vfio::CMD_DMA_MAP, vfio::CMD_DMA_UNMAP, vfio::CMD_DEVICE_GET_INFO,
         vfio::CMD_DEVICE_GET_REGION_INFO, vfio::CMD_DEVICE_GET_REGION_IO_FDS, vfio::CMD_DEVICE_GET_IRQ_INFO,

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use ring_proto::tables::{self, Table, page_tables};
-use ring_proto::{c_header, regs};
+use ring_proto::{admin, c_header, regs, status};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -159,6 +159,62 @@ fn publish_word() {
         ),
         real
     );
+}
+
+/// Bits that a packed value has, as the page writes them.
+fn run(words: [u64; 2], name: &str) -> Vec<String> {
+    let word = u128::from(words[0]) | u128::from(words[1]) << 64;
+    vec![
+        format!("{}..{}", word.trailing_zeros(), 128 - word.leading_zeros()),
+        name.to_owned(),
+    ]
+}
+
+/// Each field alone, all ones: its name and the packed words.
+macro_rules! packed {
+    ($module:ident::$name:ident: $($field:ident = $ones:expr),* $(,)?) => {{
+        let _is_complete = |value: &$module::$name| {
+            let $module::$name { $($field: _),* } = value;
+        };
+        [$((stringify!($field), $module::$name { $field: $ones, ..$module::$name::default() })),*]
+    }};
+}
+
+#[test]
+fn packed_results() {
+    let real = packed! {
+        admin::Refusal: syndrome = status::Syndrome(u16::MAX), from = status::QpState(u8::MAX), to = status::QpState(u8::MAX),
+        attributes = u32::MAX,
+    }
+    .map(|(name, value)| {
+        assert_eq!(admin::Refusal::unpack(value.pack()), value);
+        run([value.pack(), 0], name)
+    });
+    let heading = "`Refusal` (bits of result 0 of a refused command)";
+    assert_eq!(rows(heading, &["bits", "field"]), real);
+    let real = packed! {
+        admin::QpSettings: access = u8::MAX, max_rd_atomic = u8::MAX, max_dest_rd_atomic = u8::MAX, min_rnr_timer = u8::MAX,
+        path_mtu = u8::MAX, timeout = u8::MAX, retry_cnt = u8::MAX, rnr_retry = u8::MAX, sq_psn = 0xff_ffff,
+        retry_unlimited = u8::MAX, rq_psn = 0xff_ffff,
+    }
+    .map(|(name, value)| {
+        assert_eq!(admin::QpSettings::unpack(value.pack()), value);
+        run(value.pack(), name)
+    });
+    let heading = "`QpSettings` (bits of the results of QP_QUERY_ATTR)";
+    assert_eq!(rows(heading, &["bits", "field"]), real);
+}
+
+#[test]
+fn a_refusal_reads_as_both_states_and_the_attributes() {
+    let refusal = admin::Refusal {
+        syndrome: status::Syndrome::ATTRIBUTE_MISSING,
+        from: status::QpState::INIT,
+        to: status::QpState::RTR,
+        attributes: (admin::QpAttributes::PATH_MTU | admin::QpAttributes::RQ_PSN).bits(),
+    };
+    let text = "ATTRIBUTE_MISSING: INIT -> RTR, attributes PATH_MTU | RQ_PSN";
+    assert_eq!(refusal.to_string(), text);
 }
 
 /// Names of the public constants at the top level of a module, in source order.

@@ -117,7 +117,7 @@ body_tests! {
     mr_reg: MrReg, reserved Some(28..32);
     queue_create: QueueCreate, reserved None;
     qp_create: QpCreate, reserved None;
-    qp_modify: QpModify, reserved Some(40..44);
+    qp_modify: QpModify, reserved Some(48..52);
     cm_listen: CmListen, reserved Some(36..40);
     cm_query: CmQuery, reserved None;
     cm_connect: CmConnect, reserved None;

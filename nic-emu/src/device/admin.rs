@@ -22,6 +22,7 @@ use super::Device;
 use super::cq::Cq;
 use super::eq::EQN;
 use super::function::{CompletionUse, Function, Pd};
+use super::modify::Refused;
 use super::mr::Mr;
 use super::qp::{self, NewQp, Qp, QpRef, WorkQueue};
 
@@ -119,9 +120,9 @@ impl Device {
             let command: Command = zerocopy::transmute!(admin.commands.snapshot(admin.consumer));
             admin.consumer = admin.consumer.wrapping_add(1);
             let position = admin.consumer;
-            let (status, result) = match self.execute_admin(place, &command) {
+            let (status, result) = match self.answer_admin(place, &command) {
                 Ok(result) => (AdminStatus::OK, result),
-                Err(status) => (status, DONE),
+                Err(refused) => (refused.status, [refused.refusal.pack(), 0]),
             };
             served += 1;
             self.complete_admin(place, command.command_id, status, result, position);
@@ -179,10 +180,22 @@ impl Device {
         admin.completed = admin.completed.wrapping_add(1);
     }
 
-    fn execute_admin(&mut self, place: u32, command: &Command) -> Result<Results, AdminStatus> {
+    /// Executes a command; one that is refused with more than a status says so here.
+    fn answer_admin(&mut self, place: u32, command: &Command) -> Result<Results, Refused> {
         if command.flags != 0 {
-            return Err(AdminStatus::INVALID);
+            return Err(INVALID.into());
         }
+        match AdminOp(command.opcode) {
+            AdminOp::QP_MODIFY => {
+                let wanted = QpModify::from_body(&command.body).ok_or(INVALID)?;
+                let at = self.living_qp(place, wanted.qpn)?;
+                self.modify_qp(at, &wanted).map(|()| DONE)
+            }
+            _ => Ok(self.execute_admin(place, command)?),
+        }
+    }
+
+    fn execute_admin(&mut self, place: u32, command: &Command) -> Result<Results, AdminStatus> {
         let body = &command.body;
         match AdminOp(command.opcode) {
             AdminOp::IDENTIFY => {
@@ -213,11 +226,7 @@ impl Device {
             }
             AdminOp::EQ_DESTROY => self.destroy_eq(place, named(body)?),
             AdminOp::QP_CREATE => self.create_qp(place, QpCreate::from_body(body).ok_or(INVALID)?),
-            AdminOp::QP_MODIFY => {
-                let wanted = QpModify::from_body(body).ok_or(INVALID)?;
-                let at = self.living_qp(place, wanted.qpn)?;
-                self.modify_qp(at, &wanted).map(|()| DONE)
-            }
+            AdminOp::QP_QUERY_ATTR => self.query_attributes(self.living_qp(place, named(body)?)?),
             AdminOp::QP_QUERY => self.query_qp(place, named(body)?),
             AdminOp::QP_DESTROY => {
                 let at = self.qp_ref(place, named(body)?)?;
@@ -486,7 +495,7 @@ impl Device {
         let qp = self.qp(at).ok_or(AdminStatus::NO_OBJECT)?;
         let (peer_function, peer_qpn) = qp.peer.map_or((0, 0), |peer| (peer.function.0, peer.qpn));
         Ok([
-            u64::from(qp.state.0) | u64::from(peer_qpn) << 32,
+            u64::from(qp.state.0) | u64::from(qp.is_draining) << 8 | u64::from(peer_qpn) << 32,
             u64::from(peer_function) | u64::from(qp.holders.count()) << 32,
         ])
     }

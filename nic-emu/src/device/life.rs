@@ -1,6 +1,6 @@
-//! Life of a QP: changes of state, flush, connecting and disconnecting, the end with or without a peer that still reads.
+//! Life of a QP: ERR, RESET, flush, connecting and disconnecting, the end with or without a peer that still reads.
 //!
-//! Place: admin commands, the connection manager, holders and failures call in here.
+//! Place: admin commands, `modify`, the connection manager, holders and failures call in here.
 //! Invariants: in ERR every posted WQE completes with WR_FLUSH_ERR, also those posted later; all CQEs of a QP are written before an
 //! event about it; whoever waits for a QP that changes state is woken. An orphan has neither queues nor holders nor a doorbell slot.
 //!
@@ -11,13 +11,13 @@
 //!
 //! Source: verbs QP states (`ibv_modify_qp`, IBA vol. 1, chapter 10); orphans are ours. Hot: nothing.
 
-use ring_proto::admin::{AdminStatus, QpModify};
+use ring_proto::admin::MAX_RD_ATOMIC;
 use ring_proto::eqe::EventType;
-use ring_proto::ids::FunctionId;
 use ring_proto::status::{QpState, Syndrome};
 use ring_proto::sync::Ordering;
 
 use super::Device;
+use super::packet::Transport;
 use super::qp::{QpRef, RNR_FOREVER};
 use super::timer::Timer;
 
@@ -32,6 +32,7 @@ impl Device {
         };
         let was_in_error = qp.state == QpState::ERR;
         qp.state = QpState::ERR;
+        qp.is_draining = false;
         let timer = qp.hold_timer.take();
         let waiter = qp.waiter.take();
         if let Some(key) = timer {
@@ -77,63 +78,8 @@ impl Device {
         }
     }
 
-    /// QP_MODIFY.
-    pub(crate) fn modify_qp(&mut self, at: QpRef, wanted: &QpModify) -> Result<(), AdminStatus> {
-        let state = u8::try_from(wanted.state)
-            .map(QpState)
-            .map_err(|_| AdminStatus::INVALID)?;
-        let names_peer = wanted.peer_function != 0 || wanted.peer_qpn != 0;
-        if (names_peer && state != QpState::RTR) || (wanted.rnr_retry != 0 && state != QpState::RTS)
-        {
-            return Err(AdminStatus::INVALID);
-        }
-        let rnr_retry = u8::try_from(wanted.rnr_retry)
-            .ok()
-            .filter(|&retries| retries <= RNR_FOREVER)
-            .ok_or(AdminStatus::INVALID)?;
-        let qp = self.qp_mut(at).ok_or(AdminStatus::NO_OBJECT)?;
-        let is_connecting = qp.connecting.is_some();
-        let transport = qp.transport.changed(wanted, qp.state, state)?;
-        match (qp.state, state) {
-            (_, QpState::RESET) => self.reset_qp(at),
-            (_, QpState::ERR) => {
-                self.withdraw_connect_of(at);
-                self.qp_to_err(at);
-            }
-            _ if is_connecting => return Err(AdminStatus::BAD_STATE),
-            (QpState::RESET | QpState::INIT, QpState::INIT) => qp.state = QpState::INIT,
-            (QpState::INIT, QpState::RTR) => {
-                let peer = QpRef {
-                    place: self
-                        .place_of(FunctionId(wanted.peer_function))
-                        .map_err(|_| AdminStatus::NO_OBJECT)?,
-                    function: FunctionId(wanted.peer_function),
-                    qpn: wanted.peer_qpn,
-                };
-                // Its own creation may still lie ahead, but not its number: numbers come from creations.
-                self.qp(peer).ok_or(AdminStatus::NO_OBJECT)?;
-                let qp = self.qp_mut(at).ok_or(AdminStatus::NO_OBJECT)?;
-                qp.peer = Some(peer);
-                qp.state = QpState::RTR;
-                qp.waiter = None;
-                // A send of the peer may wait for this.
-                self.activate(peer);
-            }
-            (QpState::RTR | QpState::SQD | QpState::RTS, QpState::RTS) => {
-                qp.state = QpState::RTS;
-                qp.rnr_retry = rnr_retry;
-                self.activate(at);
-            }
-            (QpState::RTS | QpState::SQD, QpState::SQD) => qp.state = QpState::SQD,
-            _ => return Err(AdminStatus::BAD_STATE),
-        }
-        if let Some(qp) = self.qp_mut(at) {
-            qp.transport = transport;
-        }
-        Ok(())
-    }
-
-    fn reset_qp(&mut self, at: QpRef) {
+    /// Empties a QP and brings its attributes back to what they were at its creation.
+    pub(crate) fn reset_qp(&mut self, at: QpRef) {
         self.withdraw_connect_of(at);
         self.unlink(at);
         let Some(function) = self.functions.at_mut(at.place) else {
@@ -144,6 +90,12 @@ impl Device {
             return;
         };
         qp.state = QpState::RESET;
+        qp.rnr_retry = RNR_FOREVER;
+        qp.max_rd_atomic = MAX_RD_ATOMIC;
+        qp.max_dest_rd_atomic = MAX_RD_ATOMIC;
+        qp.transport = Transport::default();
+        qp.is_draining = false;
+        qp.is_established = false;
         qp.is_held = false;
         qp.receiving = None;
         qp.record = None;

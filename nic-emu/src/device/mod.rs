@@ -12,7 +12,7 @@
 //!  serve    one turn of a QP                               queue      fetch and check a WQE
 //!  transfer one WQE between two QPs                        mr window  keys -> memory
 //!  atomic   read-modify-writes of a peer's memory
-//!  cq eq    what the client polls                          qp life    states, flush, orphans
+//!  cq eq    what the client polls                          qp life modify  states, flush, orphans
 //!  admin cm holder registers   control                     timer table node counters
 //! ```
 
@@ -35,6 +35,7 @@ mod error;
 mod function;
 mod holder;
 mod life;
+mod modify;
 mod mr;
 mod node;
 mod packet;

@@ -6,7 +6,7 @@
 //! Hot: [`Qp::refresh`], [`Qp::fetch_receive`], the look-ups. Edges: sq-publish. Source: verbs QP; layout docs/device.md.
 //! Leaves out: SQE (no unconnected transport), SRQ.
 
-use ring_proto::admin::{Access, AdminStatus, CmRecord};
+use ring_proto::admin::{Access, AdminStatus, CmRecord, MAX_RD_ATOMIC};
 use ring_proto::ids::FunctionId;
 use ring_proto::index::Depth;
 use ring_proto::shared::{Bar2, WqeRing};
@@ -116,8 +116,17 @@ pub(crate) struct Qp {
     /// Receive that was fetched and is not complete.
     pub(crate) receiving: Option<RecvWork>,
     pub(crate) rnr_retry: u8,
+    /// Most READs and atomics of ours, and of the peer, under way.
+    pub(crate) max_rd_atomic: u8,
+    pub(crate) max_dest_rd_atomic: u8,
     /// Attributes of the transport.
     pub(crate) transport: Transport,
+    /// In SQD: the WQE under way is not complete yet.
+    pub(crate) is_draining: bool,
+    /// Its client wants to hear when the SQ has drained.
+    pub(crate) wants_drained: bool,
+    /// A request of the peer has come.
+    pub(crate) is_established: bool,
     pub(crate) holders: Holders,
     /// Listener that holds the QP until a process takes it.
     pub(crate) listener: Option<u32>,
@@ -161,12 +170,23 @@ impl Qp {
             hold_kind: Hold::Receive,
             receiving: None,
             rnr_retry: RNR_FOREVER,
+            max_rd_atomic: MAX_RD_ATOMIC,
+            max_dest_rd_atomic: MAX_RD_ATOMIC,
             transport: Transport::default(),
+            is_draining: false,
+            wants_drained: false,
+            is_established: false,
             holders: Holders::of(new.holder),
             listener: None,
             connecting: None,
             record: None,
         }
+    }
+
+    /// Whether WQEs of the SQ are under way or may be.
+    #[inline]
+    pub(crate) fn sends(&self) -> bool {
+        matches!(self.state, QpState::RTS | QpState::SQD)
     }
 
     /// Reads the doorbells; false when one of them cannot be true.

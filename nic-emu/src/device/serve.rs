@@ -11,6 +11,7 @@ use ring_proto::wqe::WqeFlags;
 
 use super::Device;
 use super::cq::Completed;
+use super::packet::rnr_wait_ns;
 use super::qp::{QpRef, RNR_FOREVER};
 use super::queue::{self, BadWqe, Fetched, SendWork};
 use super::timer::Timer;
@@ -20,10 +21,6 @@ use super::transfer::{Hold, Step};
 const WQES_PER_TURN: u64 = 64;
 /// Bytes of one QP in one turn.
 const BYTES_PER_TURN: u32 = 256 * 1024;
-/// One receiver-not-ready retry. Source: ours; verbs' `min_rnr_timer` lies between 0.01 and 655 ms.
-const RNR_RETRY_NS: u64 = 10_000_000;
-/// How long a send waits for a peer that is not yet connected, in place of the transport's retries.
-const CONNECT_RETRY_NS: u64 = 1_000_000_000;
 
 /// What a turn of a QP meets next.
 enum Next {
@@ -78,6 +75,11 @@ impl Device {
         }
         match state {
             QpState::RTS => self.serve_send_queue(at),
+            QpState::SQD => {
+                let served = self.serve_send_queue(at);
+                self.note_drained(at);
+                served
+            }
             QpState::ERR => {
                 self.flush(at);
                 1
@@ -134,18 +136,21 @@ impl Device {
         served
     }
 
-    /// Fetches the next WQE of a QP in RTS, or takes up the one that is held.
+    /// Fetches the next WQE of a QP in RTS, or takes up the one that is held, in SQD too.
     #[inline]
     fn fetch_next(&mut self, at: QpRef, work: &mut SendWork) -> Next {
         let Some(qp) = self.qp_mut(at) else {
             return Next::Nothing;
         };
-        if qp.state != QpState::RTS {
+        if !qp.sends() {
             return Next::Nothing;
         }
         if qp.is_held {
             qp.is_held = false;
             return Next::Work;
+        }
+        if qp.state == QpState::SQD {
+            return Next::Nothing;
         }
         let Some(ring) = qp.sq.ring.filter(|_| !qp.sq.is_empty()) else {
             return Next::Nothing;
@@ -195,13 +200,21 @@ impl Device {
 
     /// A WQE must wait for its peer, or fails because its retries are used up.
     fn hold(&mut self, at: QpRef, work: &SendWork, kind: Hold) {
-        let Some(qp) = self.qp_mut(at) else {
+        let Some(qp) = self.qp(at) else {
             return;
         };
+        let (rnr_retry, transport) = (qp.rnr_retry, qp.transport);
+        let peer = qp.peer.and_then(|peer| self.qp(peer));
         let wait_ns = match kind {
-            Hold::Receive if qp.rnr_retry == RNR_FOREVER => None,
-            Hold::Receive => Some(u64::from(qp.rnr_retry) * RNR_RETRY_NS),
-            Hold::Connection => Some(CONNECT_RETRY_NS),
+            Hold::Receive if rnr_retry == RNR_FOREVER => None,
+            Hold::Receive => {
+                let delay_ns = peer.map_or(0, |peer| rnr_wait_ns(peer.transport.min_rnr_timer));
+                Some(u64::from(rnr_retry) * delay_ns)
+            }
+            Hold::Connection => transport.wait_ns(),
+        };
+        let Some(qp) = self.qp_mut(at) else {
+            return;
         };
         if wait_ns == Some(0) {
             self.send_failed(
@@ -229,7 +242,7 @@ impl Device {
             return;
         };
         qp.hold_timer = None;
-        if !qp.is_held || qp.state != QpState::RTS {
+        if !qp.is_held || !qp.sends() {
             return;
         }
         let Some(work) = qp.work.take() else {

@@ -10,6 +10,8 @@
 //! |---|---|---|
 //! | LOC_PROT_ERR + LKEY_… | own SGE | nothing |
 //! | REM_ACCESS_ERR + RKEY_… | peer's region refuses | ERR + QP_ACCESS event |
+//! | LOC_QP_OP_ERR + NO_INITIATOR_DEPTH | READ or atomic with max_rd_atomic 0 | nothing |
+//! | REM_INV_REQ_ERR + NO_RESPONDER_DEPTH | READ or atomic to max_dest_rd_atomic 0 | ERR + QP_REQ_ERR event |
 //! | REM_INV_REQ_ERR + QP_NO_ACCESS | peer's QP does not allow the operation | ERR + QP_ACCESS event |
 //! | REM_INV_REQ_ERR + ATOMIC_MISALIGNED | atomic at an odd address | ERR + QP_ACCESS event |
 //! | REM_INV_REQ_ERR + RECV_TOO_SHORT | message longer than the receive | receive LOC_LEN_ERR, ERR |
@@ -61,6 +63,8 @@ pub(crate) enum Hold {
 /// The peer as a request meets it.
 enum Meeting {
     Ready,
+    /// Ready, and this is the first request that reaches it in RTR.
+    First,
     Orphan,
     NotYet,
     Gone(Syndrome),
@@ -83,6 +87,7 @@ impl Device {
         };
         match self.meet(at, peer) {
             Meeting::Ready => {}
+            Meeting::First => self.note_established(peer),
             Meeting::Orphan if fetches => {}
             Meeting::Orphan => {
                 self.count_bytes(at.place, None, work.total() - work.done);
@@ -97,6 +102,9 @@ impl Device {
             Meeting::Gone(syndrome) => {
                 return Step::Failed(WcStatus::RETRY_EXC_ERR, syndrome);
             }
+        }
+        if fetches && let Some(step) = self.check_depth(at, peer) {
+            return step;
         }
         let takes_receive = work.takes_receive();
         let receive = if takes_receive {
@@ -148,6 +156,7 @@ impl Device {
             QpState::RESET | QpState::INIT => Meeting::NotYet,
             _ if other.peer != Some(at) => Meeting::Gone(Syndrome::PEER_GONE),
             _ if other.is_orphan => Meeting::Orphan,
+            QpState::RTR if !other.is_established => Meeting::First,
             QpState::RTR | QpState::RTS | QpState::SQD => Meeting::Ready,
             _ => Meeting::Gone(Syndrome::PEER_IN_ERROR),
         }

@@ -17,6 +17,7 @@ mod holders;
 mod hostile;
 mod hot_path;
 mod model;
+mod modify;
 mod packet_attributes;
 mod registers;
 mod rnr;

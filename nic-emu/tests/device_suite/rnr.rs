@@ -64,7 +64,7 @@ fn waiting_costs_no_work() {
 
 #[test]
 fn finite_retries_run_out() {
-    for (rnr_retry, waits_ms) in [(1, 10), (6, 60)] {
+    for (rnr_retry, waits_ns) in [(1, 640_000), (6, 3_840_000)] {
         let mut pair = Pair::new();
         set_rnr_retry(&mut pair, rnr_retry);
         pair.a.send(
@@ -73,8 +73,8 @@ fn finite_retries_run_out() {
             &Send::inline(Opcode::SEND, 8, b"x"),
         );
         let pumped = pair.device.pump();
-        assert_eq!(pumped.next_timer_ns, Some(waits_ms * 1_000_000));
-        pair.device.advance(waits_ms * 1_000_000 - 1);
+        assert_eq!(pumped.next_timer_ns, Some(waits_ns));
+        pair.device.advance(waits_ns - 1);
         pair.pump();
         assert_eq!(pair.a.completions(&mut pair.qa), []);
         pair.device.advance(1);
@@ -114,7 +114,7 @@ fn receive_in_time_stops_the_timer() {
             &mut pair.qa,
             &Send::inline(Opcode::SEND, round, b"x"),
         );
-        pair.device.advance(15_000_000);
+        pair.device.advance(1_000_000);
         let target = pair.b.region(&mut pair.device, 64, full());
         pair.b
             .recv(&mut pair.device, &mut pair.qb, round, &[target.sge(0, 64)]);

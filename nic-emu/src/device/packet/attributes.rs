@@ -1,22 +1,16 @@
 //! Transport attributes of a QP: path MTU, PSNs, timeouts, retries.
 //!
-//! Place: QP_MODIFY sets them, the requester and the responder of packet mode live by them; message mode needs none of them.
+//! Place: QP_MODIFY (`modify`) checks and sets them, the requester and the responder of packet mode live by them; message mode by the timers only.
 //! Invariants: every value lies in the range of its field; PSNs have 24 bits. A refused QP_MODIFY changes nothing.
 //! Source: `ibv_modify_qp` (attributes per transition); timer codes IBA vol. 1, section 9.7.5.2.8 (RNR NAK) and 9.9.2.4 (local ACK
 //! timeout). INIT takes them too, and RETRY_UNLIMITED is ours: the connection manager leads from INIT to RTS at once. Hot: nothing.
 
-#![cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the engine of packet mode reads them")
-)]
+#![expect(dead_code, reason = "the engine of packet mode reads them")]
 
-use ring_proto::admin::{AdminStatus, QpAttributes, QpModify};
-use ring_proto::status::QpState;
+use ring_proto::admin::{QpAttributes, QpModify, QpSettings};
 
 /// Bits of a PSN.
 pub(crate) const PSN_MASK: u32 = 0xff_ffff;
-/// Highest code of a timer.
-const TIMER_CODES: u8 = 31;
 /// Most retries.
 const RETRIES: u8 = 7;
 /// Shortest and longest wait before a retry of a QP that retries without end.
@@ -74,78 +68,57 @@ impl Transport {
         (self.timeout != 0).then(|| 4_096u64 << self.timeout)
     }
 
-    /// The attributes after a QP_MODIFY from one state to another.
-    pub(crate) fn changed(
-        self,
-        wanted: &QpModify,
-        from: QpState,
-        to: QpState,
-    ) -> Result<Self, AdminStatus> {
-        let given = QpAttributes::from_bits(wanted.attributes).ok_or(AdminStatus::INVALID)?;
-        let allowed = match (from, to) {
-            (_, QpState::INIT) => QpAttributes::all() - QpAttributes::RQ_PSN - QpAttributes::SQ_PSN,
-            (QpState::INIT, QpState::RTR) => {
-                QpAttributes::PATH_MTU | QpAttributes::RQ_PSN | QpAttributes::MIN_RNR_TIMER
-            }
-            (QpState::RTR, QpState::RTS) => Self::of_rts() | QpAttributes::SQ_PSN,
-            (_, QpState::RTS) => Self::of_rts(),
-            _ => QpAttributes::empty(),
-        };
-        if !allowed.contains(given) {
-            return Err(AdminStatus::INVALID);
+    /// How long a request waits for a peer that does not answer; `None` without end.
+    pub(crate) fn wait_ns(self) -> Option<u64> {
+        if self.retry_unlimited {
+            return None;
         }
-        let mut new = if to == QpState::RESET {
-            Self::default()
-        } else {
-            self
-        };
-        let take = |bit, value: u32, range: std::ops::RangeInclusive<u32>| {
-            if given.contains(bit) && range.contains(&value) {
-                Ok(true)
-            } else if !given.contains(bit) && value == 0 {
-                Ok(false)
-            } else {
-                Err(AdminStatus::INVALID)
-            }
-        };
-        if take(QpAttributes::PATH_MTU, wanted.path_mtu.into(), 1..=5)? {
-            new.path_mtu = wanted.path_mtu;
-        }
-        let codes = 0..=u32::from(TIMER_CODES);
-        if take(QpAttributes::TIMEOUT, wanted.timeout.into(), codes.clone())? {
-            new.timeout = wanted.timeout;
-        }
-        if take(
-            QpAttributes::RETRY_CNT,
-            wanted.retry_cnt.into(),
-            0..=RETRIES.into(),
-        )? {
-            new.retry_cnt = wanted.retry_cnt;
-        }
-        if take(
-            QpAttributes::MIN_RNR_TIMER,
-            wanted.min_rnr_timer.into(),
-            codes,
-        )? {
-            new.min_rnr_timer = wanted.min_rnr_timer;
-        }
-        if take(QpAttributes::RETRY_UNLIMITED, wanted.retry_unlimited, 0..=1)? {
-            new.retry_unlimited = wanted.retry_unlimited == 1;
-        }
-        if take(QpAttributes::SQ_PSN, wanted.sq_psn, 0..=PSN_MASK)? {
-            new.sq_psn = wanted.sq_psn;
-        }
-        if take(QpAttributes::RQ_PSN, wanted.rq_psn, 0..=PSN_MASK)? {
-            new.rq_psn = wanted.rq_psn;
-        }
-        Ok(new)
+        Some(self.timeout_ns()? * (u64::from(self.retry_cnt) + 1))
     }
 
-    fn of_rts() -> QpAttributes {
-        QpAttributes::TIMEOUT
-            | QpAttributes::RETRY_CNT
-            | QpAttributes::MIN_RNR_TIMER
-            | QpAttributes::RETRY_UNLIMITED
+    /// Takes over what a QP_MODIFY gives; `modify` has checked it.
+    pub(crate) fn take(&mut self, wanted: &QpModify, given: QpAttributes) {
+        for (bit, field, value) in [
+            (QpAttributes::PATH_MTU, &mut self.path_mtu, wanted.path_mtu),
+            (QpAttributes::TIMEOUT, &mut self.timeout, wanted.timeout),
+            (
+                QpAttributes::RETRY_CNT,
+                &mut self.retry_cnt,
+                wanted.retry_cnt,
+            ),
+            (
+                QpAttributes::MIN_RNR_TIMER,
+                &mut self.min_rnr_timer,
+                wanted.min_rnr_timer,
+            ),
+        ] {
+            if given.contains(bit) {
+                *field = value;
+            }
+        }
+        if given.contains(QpAttributes::RETRY_UNLIMITED) {
+            self.retry_unlimited = wanted.retry_unlimited == 1;
+        }
+        if given.contains(QpAttributes::SQ_PSN) {
+            self.sq_psn = wanted.sq_psn;
+        }
+        if given.contains(QpAttributes::RQ_PSN) {
+            self.rq_psn = wanted.rq_psn;
+        }
+    }
+
+    /// What QP_QUERY_ATTR answers of them.
+    pub(crate) fn settings(self) -> QpSettings {
+        QpSettings {
+            min_rnr_timer: self.min_rnr_timer,
+            path_mtu: self.path_mtu,
+            timeout: self.timeout,
+            retry_cnt: self.retry_cnt,
+            sq_psn: self.sq_psn,
+            retry_unlimited: self.retry_unlimited.into(),
+            rq_psn: self.rq_psn,
+            ..QpSettings::default()
+        }
     }
 }
 

@@ -5,4 +5,4 @@
 
 mod attributes;
 
-pub(crate) use attributes::Transport;
+pub(crate) use attributes::{PSN_MASK, Transport, rnr_wait_ns};
