@@ -15,6 +15,7 @@ pub mod copy;
 pub mod cqe;
 pub mod doorbell;
 pub mod eqe;
+pub mod figure;
 pub mod ids;
 pub mod index;
 pub mod regs;

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use ring_proto::tables::{self, Table, page_tables};
-use ring_proto::{admin, c_header, regs, status};
+use ring_proto::{admin, c_header, figure, regs, status};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -293,6 +293,46 @@ fn links_lead_somewhere() {
             "no section #{anchor}"
         );
     }
+}
+
+/// The page with the figure of every structure below its heading, in place of one that stands there.
+fn with_figures(page: &str) -> String {
+    let structures = tables::structures();
+    let mut out = String::new();
+    let mut lines = page.lines().peekable();
+    while let Some(line) = lines.next() {
+        out.push_str(line);
+        out.push('\n');
+        let drawn = structures
+            .iter()
+            .find(|s| line == format!("### `{}` ({} bytes)", s.name, s.size));
+        let Some(structure) = drawn else { continue };
+        while lines.next_if(|line| line.is_empty()).is_some() {}
+        if lines.next_if(|line| *line == "```text").is_some() {
+            for _ in lines.by_ref().take_while(|line| *line != "```") {}
+            while lines.next_if(|line| line.is_empty()).is_some() {}
+        }
+        out.push_str(&format!("\n```text\n{}```\n\n", figure::draw(structure)));
+    }
+    out
+}
+
+#[test]
+fn figures_show_the_structures() {
+    let page = page();
+    let drawn = with_figures(&page);
+    if std::env::var_os("SANLAB_BLESS").is_some() {
+        // Other tests read the page meanwhile.
+        let fresh = root().join("../docs/device.md.new");
+        fs::write(&fresh, &drawn).expect("the page can be written");
+        fs::rename(&fresh, root().join("../docs/device.md")).expect("the page can be replaced");
+        return;
+    }
+    assert!(
+        page == drawn,
+        "a figure of docs/device.md is not that of its structure; renew all by \
+         SANLAB_BLESS=1 cargo test -p ring-proto --test device_doc figures"
+    );
 }
 
 #[test]

@@ -8,5 +8,6 @@ mod channel;
 mod control;
 mod harness;
 mod hostile;
+mod minidriver;
 mod rings;
 mod stream;

@@ -7,6 +7,7 @@
 //! Source: vfio-user protocol 0.1 (libvfio-user, docs/vfio-user.rst; QEMU hw/vfio-user/protocol.h for REGION_WRITE_MULTI).
 //! Leaves out: migration and dirty pages, DMA_READ/WRITE.
 
+use std::ffi::CStr;
 use std::mem::size_of;
 
 use nix::errno::Errno;
@@ -242,12 +243,10 @@ fn version(payload: &[u8]) -> Result<Minor, Errno> {
     if version.major != vfio::VERSION_MAJOR {
         return Err(Errno::EPROTONOSUPPORT);
     }
-    match data.split_last() {
-        None => {}
-        Some((0, text)) => {
-            serde_json::from_slice::<Data>(text).map_err(|_| Errno::EINVAL)?;
-        }
-        Some(_) => return Err(Errno::EINVAL),
+    if !data.is_empty() {
+        // What a compiler puts behind the NUL to fill a structure up is not part of the text.
+        let text = CStr::from_bytes_until_nul(data).map_err(|_| Errno::EINVAL)?;
+        serde_json::from_slice::<Data>(text.to_bytes()).map_err(|_| Errno::EINVAL)?;
     }
     Ok(Minor(version.minor.min(vfio::VERSION_MINOR)))
 }
