@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use nic_emu::server::Sandbox;
 
 const OVERVIEW: &str = "Example, in two terminals:
   sanlab up
@@ -52,6 +53,9 @@ pub(crate) enum Command {
     /// Tries to make a user namespace.
     #[command(name = "__probe-user-namespace", hide = true)]
     ProbeUserNamespace,
+    /// Tries to give up what the emulator gives up.
+    #[command(name = "__probe-sandbox", hide = true)]
+    ProbeSandbox,
 }
 
 #[derive(Debug, Args)]
@@ -95,6 +99,15 @@ pub(crate) struct Up {
     /// Print the configuration that would be in force, and start nothing.
     #[arg(long)]
     pub(crate) print_config: bool,
+    /// Whether the emulator gives up capabilities, files and system calls that it does not need; `off` to debug it.
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "on|off",
+        hide_possible_values = true
+    )]
+    pub(crate) sandbox: Sandbox,
 }
 
 #[derive(Debug, Args)]
@@ -205,6 +218,9 @@ pub(crate) struct Emulator {
     /// Also remove the run directory at the end.
     #[arg(long)]
     pub(crate) own_run_directory: bool,
+    /// Whether it gives up what it does not need.
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) sandbox: Sandbox,
 }
 
 /// Arguments of the demo's own programs.

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use nic_emu::control::client;
 use nic_emu::control::{Note, Pong};
-use nic_emu::server::{self, ClusterConfig};
+use nic_emu::server::{self, ClusterConfig, Sandbox};
 use ring_proto::telemetry::Reason;
 use serde_json::Value;
 
@@ -57,8 +57,12 @@ pub(crate) fn note(
 }
 
 /// Serves a cluster in this process until it is told to end.
-pub(crate) fn serve(config: &ClusterConfig, on_ready: impl FnOnce()) -> anyhow::Result<()> {
-    Ok(server::serve(config, on_ready)?)
+pub(crate) fn serve(
+    config: &ClusterConfig,
+    sandbox: Sandbox,
+    on_ready: impl FnOnce(),
+) -> anyhow::Result<()> {
+    Ok(server::serve(config, sandbox, on_ready)?)
 }
 
 /// Addresses of a node, for people.

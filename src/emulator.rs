@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use nic_emu::server::ClusterConfig;
+use nic_emu::server::{ClusterConfig, Sandbox};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::claim::Claim;
@@ -38,6 +38,8 @@ pub(crate) struct StartOptions {
     pub(crate) is_detached: bool,
     /// The run directory was made for this cluster alone and goes with it.
     pub(crate) owns_run_directory: bool,
+    /// Whether it confines itself.
+    pub(crate) sandbox: Sandbox,
 }
 
 /// A running emulator process. Dropping it ends the process and removes its directory.
@@ -140,6 +142,9 @@ impl Emulator {
         }
         if options.owns_run_directory {
             command.arg("--own-run-directory");
+        }
+        if options.sandbox == Sandbox::Off {
+            command.arg("--sandbox=off");
         }
         let mut child = command.spawn().context("cannot start the emulator")?;
         match process_descriptor(child.id()) {
@@ -292,7 +297,7 @@ pub(crate) fn serve(arguments: &cli::Emulator) -> Result<(), Failure> {
             backlog_full: plan.backlog_full,
             san_connect_limit_ms: plan.san_connect_limit_ms,
         };
-        control::serve(&config, || {
+        control::serve(&config, arguments.sandbox, || {
             let announced = record
                 .write(directory)
                 .and_then(|()| match arguments.detached {

@@ -55,6 +55,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Emulator(arguments) => emulator::serve(&arguments),
         Command::Program(program) => program_of_the_demo(program),
         Command::ProbeUserNamespace => doctor::probe_user_namespace(),
+        Command::ProbeSandbox => doctor::probe_sandbox(),
     }
 }
 

@@ -43,6 +43,7 @@ pub(crate) fn up(arguments: &cli::Up) -> Result<(), Failure> {
     let options = StartOptions {
         is_detached: arguments.detach,
         owns_run_directory: false,
+        sandbox: arguments.sandbox,
     };
     let run = RunDirectory::of_user();
     let emulator = match Emulator::start(&run, name, &plan, options, &stop)? {

@@ -294,3 +294,47 @@ fn starts_at_once_with_names_of_their_own_all_succeed() {
     }
     assert_eq!(lab.leftovers(), [""; 0]);
 }
+
+#[test]
+fn the_emulator_confines_itself_unless_told_not_to() {
+    let lab = Lab::new("the_emulator_confines_itself_unless_told_not_to");
+    lab.succeed(&["up", "--detach", "--name", "shut"]);
+    lab.succeed(&["up", "--detach", "--name", "open", "--sandbox=off"]);
+    let of_all_threads = |pid: u32, field: &str| -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let of_one = |task: std::io::Result<std::fs::DirEntry>| {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let line = status.lines().find(|line| line.starts_with(field));
+            line.unwrap()[field.len() + 1..].trim().to_owned()
+        };
+        tasks.map(of_one).collect()
+    };
+    let list = lab.json(&["ls", "--json"]);
+    for cluster in list["clusters"].as_array().unwrap() {
+        let pid = u32::try_from(cluster["emulator_pid"].as_u64().unwrap()).unwrap();
+        let is_shut = cluster["name"] == "shut";
+        let filters = of_all_threads(pid, "Seccomp_filters");
+        assert!(filters.len() >= 2, "control and engine thread");
+        // A container may have set filters of its own.
+        let inherited = &of_all_threads(std::process::id(), "Seccomp_filters")[0];
+        let is_as_ours = filters.iter().all(|count| count == inherited);
+        assert_eq!(!is_as_ours, is_shut, "{filters:?}");
+        if is_shut {
+            let capabilities = of_all_threads(pid, "CapEff");
+            assert!(
+                capabilities
+                    .iter()
+                    .all(|set| set.trim_matches('0').is_empty())
+            );
+            assert!(
+                of_all_threads(pid, "NoNewPrivs")
+                    .iter()
+                    .all(|set| set == "1")
+            );
+        }
+    }
+    for name in ["shut", "open"] {
+        lab.succeed(&["down", name]);
+    }
+    assert_eq!(lab.leftovers(), [""; 0]);
+}

@@ -108,6 +108,7 @@ fn doctor_gives_every_check_a_status_and_what_is_not_well_a_remedy() {
     let checks = report["checks"].as_array().unwrap();
     for name in [
         "sealed memory",
+        "sandbox",
         "user namespaces",
         "/dev/net/tun",
         "ptrace scope",

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use nic_emu::server::{self, DeviceSocket, NodeAddress, NodeSpec};
+use nic_emu::server::{self, DeviceSocket, NodeAddress, NodeSpec, Sandbox};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,6 +46,16 @@ struct Arguments {
     /// for more addresses of one.
     #[arg(long = "node", value_name = "NAME=ADDR", default_value = "a=127.77.0.1/24", value_parser = parse_node)]
     nodes: Vec<NodeSpec>,
+
+    /// Whether the emulator gives up capabilities, files and system calls that it does not need.
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "on|off",
+        hide_possible_values = true
+    )]
+    sandbox: Sandbox,
 }
 
 /// What else it can do.
@@ -119,9 +129,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 fn serve(arguments: Arguments) -> anyhow::Result<()> {
+    let sandbox = arguments.sandbox;
     let devices = arguments.devices()?;
     let paths: Vec<_> = devices.iter().map(|device| device.path.clone()).collect();
-    server::serve_devices(devices, || {
+    server::serve_devices(devices, sandbox, || {
         let mut out = std::io::stdout().lock();
         for path in paths {
             // A closed stdout is no reason not to serve.

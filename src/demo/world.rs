@@ -13,6 +13,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
+use nic_emu::server::Sandbox;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -87,6 +88,7 @@ impl World {
         let options = StartOptions {
             is_detached: false,
             owns_run_directory: true,
+            sandbox: Sandbox::On,
         };
         let plan = ClusterPlan {
             // The demo shows the roads, not how busy the machine is.

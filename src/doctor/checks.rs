@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use nic_emu::server::sandbox::Walls;
 use nix::sys::resource::{Resource, getrlimit};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
@@ -33,6 +34,7 @@ pub(super) fn all() -> Vec<Check> {
         preload_library(),
         cores(),
         descriptors(),
+        sandbox(),
         user_namespaces(),
         tun_device(),
         ptrace_scope(),
@@ -233,6 +235,62 @@ fn user_namespaces() -> Check {
         ),
         remedy,
     )
+}
+
+fn sandbox() -> Check {
+    const NAME: &str = "sandbox";
+    let tried = crate::emulator::own_binary().and_then(|program| {
+        let output = Command::new(program)
+            .arg("__probe-sandbox")
+            .stdin(Stdio::null())
+            .output()?;
+        Ok(serde_json::from_slice::<Walls>(&output.stdout)?)
+    });
+    let walls = match tried {
+        Ok(walls) => walls,
+        Err(error) => {
+            return Check::warn(
+                NAME,
+                format!("cannot be tried: {error:#}"),
+                "if clusters do not start either: `sanlab up --sandbox=off`",
+            );
+        }
+    };
+    let parts = [
+        (
+            walls.capabilities,
+            "capabilities",
+            "a kernel that lets a process drop its own",
+        ),
+        (
+            walls.files,
+            "files",
+            "Linux 5.13 or later with landlock in its list of security modules (`lsm=landlock,...` on the kernel's command line)",
+        ),
+        (
+            walls.system_calls,
+            "system calls",
+            "a kernel with CONFIG_SECCOMP_FILTER, and a container whose own profile allows seccomp()",
+        ),
+    ];
+    let names = |is_given_up: bool| {
+        let these = parts.iter().filter(|part| part.0 == is_given_up);
+        these.map(|part| part.1).collect::<Vec<_>>().join(", ")
+    };
+    let missing = parts.iter().filter(|part| !part.0).map(|part| part.2);
+    let remedy = missing.collect::<Vec<_>>().join("; ");
+    if remedy.is_empty() {
+        Check::ok(NAME, format!("the emulator gives up: {}", names(true)))
+    } else {
+        Check::warn(
+            NAME,
+            format!(
+                "the emulator cannot give up: {}; clusters run all the same",
+                names(false)
+            ),
+            remedy,
+        )
+    }
 }
 
 fn tun_device() -> Check {

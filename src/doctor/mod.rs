@@ -6,6 +6,7 @@
 
 mod checks;
 
+use nic_emu::server::sandbox;
 use serde_json::{Value, json};
 
 use crate::cli;
@@ -92,6 +93,12 @@ pub(crate) fn doctor(arguments: &cli::Doctor) -> Result<(), Failure> {
 pub(crate) fn probe_user_namespace() -> Result<(), Failure> {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER)
         .map_err(|error| Failure::new(FAILED, error))
+}
+
+/// Confines this process, which was started for that alone, and tells how far that went.
+pub(crate) fn probe_sandbox() -> Result<(), Failure> {
+    let walls = sandbox::enter(&sandbox::Reach::default());
+    output::json(&json!(walls))
 }
 
 fn describe(check: &Check) -> Value {

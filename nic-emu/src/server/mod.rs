@@ -13,11 +13,11 @@
 //!  functions ─────┘
 //! ```
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 mod channel;
 mod config;
@@ -28,6 +28,7 @@ mod listen;
 mod log_budget;
 mod reactor;
 mod runtime;
+pub mod sandbox;
 mod signals;
 mod stat;
 mod telemetry;
@@ -36,10 +37,12 @@ mod vfio;
 pub use config::{BacklogFull, BadAddress, ClusterConfig, NODE_LIMIT, NodeAddress, NodeSpec};
 pub use error::ServeError;
 pub use runtime::{EngineGone, EngineHandle, EngineThread};
+pub use sandbox::Sandbox;
 
 use self::error::system;
 use self::listen::{Listener, RunDirectories};
 use self::reactor::Reactor;
+use self::sandbox::Reach;
 use self::signals::Signals;
 use crate::control;
 use crate::device::{Device, DeviceOptions};
@@ -51,11 +54,16 @@ pub const DEVICE_SOCKET_NAME: &str = "nic0.sock";
 ///
 /// # Errors
 /// [`ServeError`] when it could not start, or lost its engine.
-pub fn serve(config: &ClusterConfig, on_ready: impl FnOnce()) -> Result<(), ServeError> {
+pub fn serve(
+    config: &ClusterConfig,
+    sandbox: Sandbox,
+    on_ready: impl FnOnce(),
+) -> Result<(), ServeError> {
     // Before any thread is made: all of them inherit the mask.
     let signals = Signals::take().map_err(system("signalfd"))?;
-    let mut server = Server::start(config)?;
+    let mut server = Server::start_in(config, sandbox)?;
     server.reactor.watch_signals(signals)?;
+    seal(sandbox);
     on_ready();
     server.run()
 }
@@ -66,11 +74,13 @@ pub fn serve(config: &ClusterConfig, on_ready: impl FnOnce()) -> Result<(), Serv
 /// As [`serve`].
 pub fn serve_devices(
     devices: Vec<DeviceSocket>,
+    sandbox: Sandbox,
     on_ready: impl FnOnce(),
 ) -> Result<(), ServeError> {
     let signals = Signals::take().map_err(system("signalfd"))?;
-    let mut server = Server::start_devices(devices)?;
+    let mut server = Server::start_devices_in(devices, sandbox)?;
     server.reactor.watch_signals(signals)?;
+    seal(sandbox);
     on_ready();
     server.run()
 }
@@ -109,6 +119,11 @@ impl Server {
     /// # Errors
     /// [`ServeError`]; nothing is left behind.
     pub fn start(config: &ClusterConfig) -> Result<Self, ServeError> {
+        // The process is the caller's.
+        Self::start_in(config, Sandbox::Off)
+    }
+
+    fn start_in(config: &ClusterConfig, sandbox: Sandbox) -> Result<Self, ServeError> {
         config.check()?;
         let mut directories = RunDirectories::default();
         directories.ensure(&config.dir)?;
@@ -119,6 +134,7 @@ impl Server {
             directories.ensure(&directory)?;
             devices.push(Listener::bind(&directory.join(DEVICE_SOCKET_NAME))?);
         }
+        confine(sandbox, || reach_of_cluster(&config.dir));
         Self::assemble(config.clone(), Some(control), devices, directories)
     }
 
@@ -127,6 +143,10 @@ impl Server {
     /// # Errors
     /// [`ServeError`]; nothing is left behind.
     pub fn start_devices(devices: Vec<DeviceSocket>) -> Result<Self, ServeError> {
+        Self::start_devices_in(devices, Sandbox::Off)
+    }
+
+    fn start_devices_in(devices: Vec<DeviceSocket>, sandbox: Sandbox) -> Result<Self, ServeError> {
         let (nodes, paths): (Vec<_>, Vec<_>) =
             devices.into_iter().map(|d| (d.node, d.path)).unzip();
         let config = ClusterConfig {
@@ -143,6 +163,10 @@ impl Server {
             .iter()
             .map(|path| Listener::bind(path))
             .collect::<Result<_, _>>()?;
+        confine(sandbox, || Reach {
+            directories: Vec::new(),
+            removals: paths.iter().map(|path| directory_of(path)).collect(),
+        });
         Self::assemble(config, None, listeners, RunDirectories::default())
     }
 
@@ -198,6 +222,44 @@ impl Server {
     /// [`ServeError::EngineGone`], [`ServeError::System`].
     pub fn run(mut self) -> Result<(), ServeError> {
         self.reactor.run()
+    }
+}
+
+/// Before the engine thread starts, so that it inherits all of it.
+fn confine(sandbox: Sandbox, reach: impl FnOnce() -> Reach) {
+    if sandbox == Sandbox::On {
+        sandbox::confine(&reach());
+    }
+}
+
+/// Once every thread runs.
+fn seal(sandbox: Sandbox) {
+    if sandbox == Sandbox::On
+        && let Err(error) = sandbox::seal()
+    {
+        // A container may forbid it; that is no reason not to serve.
+        warn!(%error, "sandbox");
+    }
+}
+
+/// The cluster's directory, and the places where it and the directories it was made in are removed.
+fn reach_of_cluster(directory: &Path) -> Reach {
+    Reach {
+        directories: vec![directory.to_owned()],
+        removals: directory
+            .ancestors()
+            .skip(1)
+            .take(2)
+            .map(Path::to_owned)
+            .collect(),
+    }
+}
+
+/// Where a path lies; the working directory for a bare name.
+fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
     }
 }
 

@@ -10,6 +10,7 @@ mod harness;
 mod live;
 mod lying;
 mod process;
+mod sandbox;
 mod scribbler;
 mod traffic;
 

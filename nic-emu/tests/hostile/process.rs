@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use nic_emu::control::client;
 use nic_emu::device::Counters;
-use nic_emu::server;
+use nic_emu::server::{self, Sandbox};
 
 use super::harness::{Scratch, config};
 
@@ -19,7 +19,8 @@ fn emulator() {
     let Some(dir) = std::env::var_os(SERVE) else {
         return;
     };
-    server::serve(&config(&PathBuf::from(dir)), || println!("ready")).unwrap();
+    let config = config(&PathBuf::from(dir));
+    server::serve(&config, Sandbox::On, || println!("ready")).unwrap();
 }
 
 /// A running emulator with nodes a and b.
