@@ -41,7 +41,8 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are little-
 #define SANLAB_REGS_FEATURE_CM 0x1u /* Feature: connection manager */
 #define SANLAB_REGS_FEATURE_HOLDERS 0x2u /* Feature: holders and orphans */
 #define SANLAB_REGS_FEATURE_ATOMICS 0x4u /* Feature: atomic operations */
-#define SANLAB_REGS_FEATURES 0x7u /* Features this version offers */
+#define SANLAB_REGS_FEATURE_MW 0x8u /* Feature: memory windows and invalidation */
+#define SANLAB_REGS_FEATURES 0xfu /* Features this version offers */
 #define SANLAB_REGS_ADMIN_DEPTH_LIMIT 0x400u /* Most entries of the admin rings */
 #define SANLAB_REGS_DEPTH_LIMIT 0x10000u /* Most entries of one SQ (in 64 B blocks), RQ, CQ or EQ */
 #define SANLAB_REGS_MESSAGE_LIMIT 0x40000000u /* Longest message in bytes */
@@ -75,6 +76,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are little-
 
 #define SANLAB_CQE_CQE_IMM 0x1000000u /* Flag of src_qpn_flags: imm is valid */
 #define SANLAB_CQE_CQE_SOLICITED 0x2000000u /* Flag of src_qpn_flags: the sender asked for a solicited event */
+#define SANLAB_CQE_CQE_INV 0x4000000u /* Flag of src_qpn_flags: imm is the key that the message invalidated */
 #define SANLAB_CQE_CQE_PUBLISH 0x18u /* Offset of the publish word in a CQE */
 
 /* ---- Constants of eqe ---- */
@@ -192,6 +194,8 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are little-
 #define SANLAB_REG_MAX_MESSAGE_LEN 4u
 #define SANLAB_REG_MAX_DEPTH 0x5cu /* Most entries of one queue */
 #define SANLAB_REG_MAX_DEPTH_LEN 4u
+#define SANLAB_REG_MAX_MW 0x60u /* Most memory windows of a function */
+#define SANLAB_REG_MAX_MW_LEN 4u
 #define SANLAB_REG_KICK 0x80u /* Wakes a parked device; the value does not matter. Offered as an ioeventfd too */
 #define SANLAB_REG_KICK_LEN 4u
 #define SANLAB_REG_LINK_STATE 0x90u /* 1 when the port is up */
@@ -212,8 +216,11 @@ enum sanlab_opcode {
     SANLAB_OPCODE_RDMA_WRITE = 0x3, /* Writes into the peer's memory */
     SANLAB_OPCODE_RDMA_WRITE_WITH_IMM = 0x4, /* Writes into the peer's memory and consumes a receive for the immediate data */
     SANLAB_OPCODE_RDMA_READ = 0x5, /* Reads from the peer's memory */
+    SANLAB_OPCODE_SEND_WITH_INV = 0x6, /* Message that also invalidates a key of the peer */
     SANLAB_OPCODE_ATOMIC_CMP_AND_SWP = 0x7, /* Replaces 8 bytes of the peer's memory when they equal an operand, and fetches what was there */
     SANLAB_OPCODE_ATOMIC_FETCH_AND_ADD = 0x8, /* Adds an operand to 8 bytes of the peer's memory, and fetches what was there */
+    SANLAB_OPCODE_LOCAL_INV = 0x9, /* Invalidates a key of this function */
+    SANLAB_OPCODE_BIND_MW = 0xa, /* Binds a type 2 memory window */
 };
 
 static inline const char *sanlab_opcode_name(uint32_t value)
@@ -225,8 +232,11 @@ static inline const char *sanlab_opcode_name(uint32_t value)
     case 0x3: return "RDMA_WRITE";
     case 0x4: return "RDMA_WRITE_WITH_IMM";
     case 0x5: return "RDMA_READ";
+    case 0x6: return "SEND_WITH_INV";
     case 0x7: return "ATOMIC_CMP_AND_SWP";
     case 0x8: return "ATOMIC_FETCH_AND_ADD";
+    case 0x9: return "LOCAL_INV";
+    case 0xa: return "BIND_MW";
     default: return "unknown";
     }
 }
@@ -239,8 +249,11 @@ enum sanlab_wc_opcode {
     SANLAB_WC_OPCODE_RDMA_WRITE = 0x3, /* An RDMA WRITE completed */
     SANLAB_WC_OPCODE_RDMA_WRITE_WITH_IMM = 0x4, /* An RDMA WRITE with immediate completed */
     SANLAB_WC_OPCODE_RDMA_READ = 0x5, /* An RDMA READ completed */
+    SANLAB_WC_OPCODE_SEND_WITH_INV = 0x6, /* A SEND_WITH_INV completed */
     SANLAB_WC_OPCODE_COMP_SWAP = 0x7, /* An ATOMIC_CMP_AND_SWP completed */
     SANLAB_WC_OPCODE_FETCH_ADD = 0x8, /* An ATOMIC_FETCH_AND_ADD completed */
+    SANLAB_WC_OPCODE_LOCAL_INV = 0x9, /* A LOCAL_INV completed */
+    SANLAB_WC_OPCODE_BIND_MW = 0xa, /* A BIND_MW completed */
     SANLAB_WC_OPCODE_RECV = 0x80, /* A receive took a message */
     SANLAB_WC_OPCODE_RECV_RDMA_WITH_IMM = 0x81, /* A receive took the immediate data of an RDMA WRITE */
 };
@@ -253,8 +266,11 @@ static inline const char *sanlab_wc_opcode_name(uint32_t value)
     case 0x3: return "RDMA_WRITE";
     case 0x4: return "RDMA_WRITE_WITH_IMM";
     case 0x5: return "RDMA_READ";
+    case 0x6: return "SEND_WITH_INV";
     case 0x7: return "COMP_SWAP";
     case 0x8: return "FETCH_ADD";
+    case 0x9: return "LOCAL_INV";
+    case 0xa: return "BIND_MW";
     case 0x80: return "RECV";
     case 0x81: return "RECV_RDMA_WITH_IMM";
     default: return "unknown";
@@ -327,6 +343,7 @@ enum sanlab_syndrome {
     SANLAB_SYNDROME_RKEY_WRONG_QP = 0x24, /* The region belongs to another QP */
     SANLAB_SYNDROME_QP_NO_ACCESS = 0x25, /* The responder's QP does not allow this kind of operation */
     SANLAB_SYNDROME_ATOMIC_MISALIGNED = 0x26, /* The remote address of an atomic operation is not a multiple of 8 */
+    SANLAB_SYNDROME_KEY_INVALIDATED = 0x27, /* The key's region was invalidated, or its window is not bound */
     SANLAB_SYNDROME_RECV_TOO_SHORT = 0x30, /* The message does not fit the posted receive */
     SANLAB_SYNDROME_RECV_BAD_WQE = 0x31, /* The posted receive is malformed or names memory it may not use */
     SANLAB_SYNDROME_RNR_EXHAUSTED = 0x32, /* Receiver stayed not ready for longer than the QP's retries allow */
@@ -348,6 +365,21 @@ enum sanlab_syndrome {
     SANLAB_SYNDROME_NO_SUCH_PEER = 0x57, /* The QP named as peer does not exist */
     SANLAB_SYNDROME_NO_INITIATOR_DEPTH = 0x60, /* A READ or atomic on a QP whose max_rd_atomic is 0 */
     SANLAB_SYNDROME_NO_RESPONDER_DEPTH = 0x61, /* A READ or atomic to a QP whose max_dest_rd_atomic is 0 */
+    SANLAB_SYNDROME_MW_UNKNOWN = 0x80, /* The key names no memory window */
+    SANLAB_SYNDROME_MW_WRONG_TYPE = 0x81, /* The window is of type 1, which a WQE cannot bind */
+    SANLAB_SYNDROME_MW_PD_MISMATCH = 0x82, /* The window belongs to another protection domain */
+    SANLAB_SYNDROME_MW_STILL_BOUND = 0x83, /* The window is bound; it has to be invalidated first */
+    SANLAB_SYNDROME_MW_KEY_NOT_FRESH = 0x84, /* The new key names another window, or its tag is the present one */
+    SANLAB_SYNDROME_MW_ZERO_LENGTH = 0x85, /* The range to bind is empty */
+    SANLAB_SYNDROME_MW_BAD_RIGHTS = 0x86, /* A window can have remote rights only */
+    SANLAB_SYNDROME_MW_BIND_NOT_ALLOWED = 0x87, /* The region does not allow windows */
+    SANLAB_SYNDROME_MW_NEEDS_LOCAL_WRITE = 0x88, /* A window to be changed by peers needs a region that its owner may write */
+    SANLAB_SYNDROME_INV_UNKNOWN_KEY = 0x90, /* The key to invalidate names neither window nor region */
+    SANLAB_SYNDROME_INV_PD_MISMATCH = 0x91, /* The key to invalidate belongs to another protection domain */
+    SANLAB_SYNDROME_INV_WRONG_QP = 0x92, /* The key to invalidate belongs to another QP */
+    SANLAB_SYNDROME_INV_NOT_VALID = 0x93, /* The key to invalidate is not valid now */
+    SANLAB_SYNDROME_INV_NOT_ALLOWED = 0x94, /* The key cannot be invalidated in this way: a type 1 window, or a region from afar */
+    SANLAB_SYNDROME_INV_REGION_BOUND = 0x95, /* The region to invalidate has windows */
 };
 
 static inline const char *sanlab_syndrome_name(uint32_t value)
@@ -376,6 +408,7 @@ static inline const char *sanlab_syndrome_name(uint32_t value)
     case 0x24: return "RKEY_WRONG_QP";
     case 0x25: return "QP_NO_ACCESS";
     case 0x26: return "ATOMIC_MISALIGNED";
+    case 0x27: return "KEY_INVALIDATED";
     case 0x30: return "RECV_TOO_SHORT";
     case 0x31: return "RECV_BAD_WQE";
     case 0x32: return "RNR_EXHAUSTED";
@@ -397,6 +430,21 @@ static inline const char *sanlab_syndrome_name(uint32_t value)
     case 0x57: return "NO_SUCH_PEER";
     case 0x60: return "NO_INITIATOR_DEPTH";
     case 0x61: return "NO_RESPONDER_DEPTH";
+    case 0x80: return "MW_UNKNOWN";
+    case 0x81: return "MW_WRONG_TYPE";
+    case 0x82: return "MW_PD_MISMATCH";
+    case 0x83: return "MW_STILL_BOUND";
+    case 0x84: return "MW_KEY_NOT_FRESH";
+    case 0x85: return "MW_ZERO_LENGTH";
+    case 0x86: return "MW_BAD_RIGHTS";
+    case 0x87: return "MW_BIND_NOT_ALLOWED";
+    case 0x88: return "MW_NEEDS_LOCAL_WRITE";
+    case 0x90: return "INV_UNKNOWN_KEY";
+    case 0x91: return "INV_PD_MISMATCH";
+    case 0x92: return "INV_WRONG_QP";
+    case 0x93: return "INV_NOT_VALID";
+    case 0x94: return "INV_NOT_ALLOWED";
+    case 0x95: return "INV_REGION_BOUND";
     default: return "unknown";
     }
 }
@@ -524,6 +572,9 @@ enum sanlab_admin_op {
     SANLAB_ADMIN_OP_RELEASE = 0x1a, /* Takes a holder away. (Hold; result 0: holders left) */
     SANLAB_ADMIN_OP_WINDOW_GRANT = 0x1b, /* Grants a window to another function. Reserved in this version */
     SANLAB_ADMIN_OP_STATS = 0x1c, /* Asks for a counter block of the function. (no body; result 0: WQEs, result 1: payload bytes sent) */
+    SANLAB_ADMIN_OP_MW_ALLOC = 0x20, /* Allocates a memory window, not bound. (MwAlloc; result 0: rkey) */
+    SANLAB_ADMIN_OP_MW_DEALLOC = 0x21, /* Deallocates a memory window, bound or not. (Named: rkey) */
+    SANLAB_ADMIN_OP_MW_BIND = 0x22, /* Binds a type 1 memory window, also one that is bound, or unbinds it with length 0. (MwBind; result 0: new rkey) */
     SANLAB_ADMIN_OP_QP_QUERY_ATTR = 0x30, /* Asks for a QP's attributes. (Named: qpn; results: QpSettings) */
 };
 
@@ -556,6 +607,9 @@ static inline const char *sanlab_admin_op_name(uint32_t value)
     case 0x1a: return "RELEASE";
     case 0x1b: return "WINDOW_GRANT";
     case 0x1c: return "STATS";
+    case 0x20: return "MW_ALLOC";
+    case 0x21: return "MW_DEALLOC";
+    case 0x22: return "MW_BIND";
     case 0x30: return "QP_QUERY_ATTR";
     default: return "unknown";
     }
@@ -662,6 +716,7 @@ static inline const char *sanlab_reason_name(uint32_t value)
 #define SANLAB_ACCESS_REMOTE_WRITE 0x2u /* The peer may RDMA WRITE */
 #define SANLAB_ACCESS_REMOTE_READ 0x4u /* The peer may RDMA READ */
 #define SANLAB_ACCESS_REMOTE_ATOMIC 0x8u /* The peer may do atomic operations */
+#define SANLAB_ACCESS_MW_BIND 0x10u /* Memory windows may be bound to the region */
 
 /* ---- QpAttributes: flags of 32 bits ---- */
 
@@ -763,7 +818,7 @@ struct sanlab_sq_wqe {
     uint8_t flags; /* WqeFlags */
     uint8_t blocks; /* Blocks of 64 B, 1..=4 */
     uint8_t count; /* SGEs, or bytes with INLINE */
-    uint32_t imm; /* Immediate data */
+    uint32_t imm; /* Immediate data, or the key to invalidate */
     uint64_t wr_id; /* Echoed in the CQE */
     uint64_t remote_addr; /* RDMA: IOVA in the responder's function */
     uint32_t rkey; /* RDMA: key of the responder's region */
@@ -818,6 +873,37 @@ static_assert(offsetof(struct sanlab_atomic_wqe, sge) == 32, "sanlab_atomic_wqe.
 static_assert(offsetof(struct sanlab_atomic_wqe, compare_add) == 48, "sanlab_atomic_wqe.compare_add");
 static_assert(offsetof(struct sanlab_atomic_wqe, swap) == 56, "sanlab_atomic_wqe.swap");
 
+/* BindWqe, 64 bytes */
+struct sanlab_bind_wqe {
+    uint8_t opcode; /* Opcode: BIND_MW */
+    uint8_t flags; /* WqeFlags; no INLINE */
+    uint8_t blocks; /* 1 */
+    uint8_t count; /* Zero */
+    uint32_t new_rkey; /* Key of the window from now on: the index of rkey with another tag */
+    uint64_t wr_id; /* Echoed in the CQE */
+    uint64_t addr; /* IOVA of the first byte */
+    uint32_t rkey; /* Present key of the window */
+    uint32_t total; /* Zero */
+    uint64_t len; /* Bytes */
+    uint32_t lkey; /* Region, which must allow MW_BIND */
+    uint32_t access; /* Access bits: remote ones */
+    uint64_t reserved[2]; /* Zero */
+};
+static_assert(sizeof(struct sanlab_bind_wqe) == 64, "sanlab_bind_wqe");
+static_assert(offsetof(struct sanlab_bind_wqe, opcode) == 0, "sanlab_bind_wqe.opcode");
+static_assert(offsetof(struct sanlab_bind_wqe, flags) == 1, "sanlab_bind_wqe.flags");
+static_assert(offsetof(struct sanlab_bind_wqe, blocks) == 2, "sanlab_bind_wqe.blocks");
+static_assert(offsetof(struct sanlab_bind_wqe, count) == 3, "sanlab_bind_wqe.count");
+static_assert(offsetof(struct sanlab_bind_wqe, new_rkey) == 4, "sanlab_bind_wqe.new_rkey");
+static_assert(offsetof(struct sanlab_bind_wqe, wr_id) == 8, "sanlab_bind_wqe.wr_id");
+static_assert(offsetof(struct sanlab_bind_wqe, addr) == 16, "sanlab_bind_wqe.addr");
+static_assert(offsetof(struct sanlab_bind_wqe, rkey) == 24, "sanlab_bind_wqe.rkey");
+static_assert(offsetof(struct sanlab_bind_wqe, total) == 28, "sanlab_bind_wqe.total");
+static_assert(offsetof(struct sanlab_bind_wqe, len) == 32, "sanlab_bind_wqe.len");
+static_assert(offsetof(struct sanlab_bind_wqe, lkey) == 40, "sanlab_bind_wqe.lkey");
+static_assert(offsetof(struct sanlab_bind_wqe, access) == 44, "sanlab_bind_wqe.access");
+static_assert(offsetof(struct sanlab_bind_wqe, reserved) == 48, "sanlab_bind_wqe.reserved");
+
 /* RqWqe, 64 bytes */
 struct sanlab_rq_wqe {
     uint64_t wr_id; /* Echoed in the CQE */
@@ -835,7 +921,7 @@ static_assert(offsetof(struct sanlab_rq_wqe, sges) == 16, "sanlab_rq_wqe.sges");
 struct sanlab_cqe {
     uint64_t wr_id; /* From the WQE */
     uint32_t byte_len; /* Bytes of the message (receives) or of the operation */
-    uint32_t imm; /* Immediate data */
+    uint32_t imm; /* Immediate data, or the key that was invalidated */
     uint32_t qpn_opcode; /* QPN in bits 0..24, WcOpcode in bits 24..32 */
     uint32_t src_qpn_flags; /* QPN of the sender in bits 0..24 (receives), CQE_IMM and other flags in bits 24..32 */
     uint64_t publish; /* Publish */
@@ -889,7 +975,7 @@ static_assert(offsetof(struct sanlab_admin_completion, publish) == 24, "sanlab_a
 
 /* Named, 8 bytes */
 struct sanlab_admin_named {
-    uint32_t id; /* PDN, lkey, CQN, EQN, QPN or listener */
+    uint32_t id; /* PDN, lkey, rkey of a window, CQN, EQN, QPN or listener */
     uint32_t reserved; /* Zero */
 };
 static_assert(sizeof(struct sanlab_admin_named) == 8, "sanlab_admin_named");
@@ -912,6 +998,32 @@ static_assert(offsetof(struct sanlab_admin_mr_reg, pdn) == 16, "sanlab_admin_mr_
 static_assert(offsetof(struct sanlab_admin_mr_reg, access) == 20, "sanlab_admin_mr_reg.access");
 static_assert(offsetof(struct sanlab_admin_mr_reg, owner_qpn) == 24, "sanlab_admin_mr_reg.owner_qpn");
 static_assert(offsetof(struct sanlab_admin_mr_reg, reserved) == 28, "sanlab_admin_mr_reg.reserved");
+
+/* MwAlloc, 8 bytes */
+struct sanlab_admin_mw_alloc {
+    uint32_t pdn; /* Protection domain */
+    uint32_t kind; /* 1 or 2, as in enum ibv_mw_type */
+};
+static_assert(sizeof(struct sanlab_admin_mw_alloc) == 8, "sanlab_admin_mw_alloc");
+static_assert(offsetof(struct sanlab_admin_mw_alloc, pdn) == 0, "sanlab_admin_mw_alloc.pdn");
+static_assert(offsetof(struct sanlab_admin_mw_alloc, kind) == 4, "sanlab_admin_mw_alloc.kind");
+
+/* MwBind, 32 bytes */
+struct sanlab_admin_mw_bind {
+    uint64_t addr; /* IOVA of the first byte */
+    uint64_t len; /* Bytes; 0 unbinds, and then all but rkey is 0 */
+    uint32_t rkey; /* Present key of the window */
+    uint32_t lkey; /* Region, which must allow MW_BIND */
+    uint32_t access; /* Access bits: remote ones */
+    uint32_t reserved; /* Zero */
+};
+static_assert(sizeof(struct sanlab_admin_mw_bind) == 32, "sanlab_admin_mw_bind");
+static_assert(offsetof(struct sanlab_admin_mw_bind, addr) == 0, "sanlab_admin_mw_bind.addr");
+static_assert(offsetof(struct sanlab_admin_mw_bind, len) == 8, "sanlab_admin_mw_bind.len");
+static_assert(offsetof(struct sanlab_admin_mw_bind, rkey) == 16, "sanlab_admin_mw_bind.rkey");
+static_assert(offsetof(struct sanlab_admin_mw_bind, lkey) == 20, "sanlab_admin_mw_bind.lkey");
+static_assert(offsetof(struct sanlab_admin_mw_bind, access) == 24, "sanlab_admin_mw_bind.access");
+static_assert(offsetof(struct sanlab_admin_mw_bind, reserved) == 28, "sanlab_admin_mw_bind.reserved");
 
 /* QueueCreate, 16 bytes */
 struct sanlab_admin_queue_create {

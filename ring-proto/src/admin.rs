@@ -120,6 +120,12 @@ codes! {
         WINDOW_GRANT = 27,
         /// Asks for a counter block of the function. (no body; result 0: WQEs, result 1: payload bytes sent)
         STATS = 28,
+        /// Allocates a memory window, not bound. ([`MwAlloc`]; result 0: rkey)
+        MW_ALLOC = 32,
+        /// Deallocates a memory window, bound or not. ([`Named`]: rkey)
+        MW_DEALLOC = 33,
+        /// Binds a type 1 memory window, also one that is bound, or unbinds it with length 0. ([`MwBind`]; result 0: new rkey)
+        MW_BIND = 34,
         /// Asks for a QP's attributes. ([`Named`]: qpn; results: [`QpSettings`])
         QP_QUERY_ATTR = 48,
     }
@@ -189,7 +195,7 @@ macro_rules! bodies {
 bodies! {
     /// Body that names one object.
     Named {
-        /// PDN, lkey, CQN, EQN, QPN or listener.
+        /// PDN, lkey, rkey of a window, CQN, EQN, QPN or listener.
         id: u32,
         /// Zero.
         reserved: u32,
@@ -207,6 +213,30 @@ bodies! {
         access: u32,
         /// QPN that alone may be used for remote access; 0 for any QP of the protection domain.
         owner_qpn: u32,
+        /// Zero.
+        reserved: u32,
+    }
+
+    /// Body of MW_ALLOC.
+    MwAlloc {
+        /// Protection domain.
+        pdn: u32,
+        /// 1 or 2, as in `enum ibv_mw_type`.
+        kind: u32,
+    }
+
+    /// Body of MW_BIND.
+    MwBind {
+        /// IOVA of the first byte.
+        addr: u64,
+        /// Bytes; 0 unbinds, and then all but `rkey` is 0.
+        len: u64,
+        /// Present key of the window.
+        rkey: u32,
+        /// Region, which must allow MW_BIND.
+        lkey: u32,
+        /// [`Access`] bits: remote ones.
+        access: u32,
         /// Zero.
         reserved: u32,
     }
@@ -534,6 +564,8 @@ bitflags::bitflags! {
         const REMOTE_READ = 4;
         /// The peer may do atomic operations.
         const REMOTE_ATOMIC = 8;
+        /// Memory windows may be bound to the region.
+        const MW_BIND = 16;
     }
 }
 

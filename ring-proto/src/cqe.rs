@@ -21,7 +21,7 @@ pub struct Cqe {
     pub wr_id: u64,
     /// Bytes of the message (receives) or of the operation.
     pub byte_len: u32,
-    /// Immediate data.
+    /// Immediate data, or the key that was invalidated.
     pub imm: u32,
     /// QPN in bits 0..24, [`crate::status::WcOpcode`] in bits 24..32.
     pub qpn_opcode: u32,
@@ -35,6 +35,8 @@ pub struct Cqe {
 pub const CQE_IMM: u32 = 1 << 24;
 /// Flag of `src_qpn_flags`: the sender asked for a solicited event.
 pub const CQE_SOLICITED: u32 = 1 << 25;
+/// Flag of `src_qpn_flags`: `imm` is the key that the message invalidated.
+pub const CQE_INV: u32 = 1 << 26;
 
 /// Offset of the publish word in a CQE.
 pub const CQE_PUBLISH: usize = offset_of!(Cqe, publish);

@@ -127,6 +127,8 @@ codes! {
         QP_NO_ACCESS = 37,
         /// The remote address of an atomic operation is not a multiple of 8.
         ATOMIC_MISALIGNED = 38,
+        /// The key's region was invalidated, or its window is not bound.
+        KEY_INVALIDATED = 39,
         /// The message does not fit the posted receive.
         RECV_TOO_SHORT = 48,
         /// The posted receive is malformed or names memory it may not use.
@@ -169,6 +171,36 @@ codes! {
         NO_INITIATOR_DEPTH = 96,
         /// A READ or atomic to a QP whose `max_dest_rd_atomic` is 0.
         NO_RESPONDER_DEPTH = 97,
+        /// The key names no memory window.
+        MW_UNKNOWN = 128,
+        /// The window is of type 1, which a WQE cannot bind.
+        MW_WRONG_TYPE = 129,
+        /// The window belongs to another protection domain.
+        MW_PD_MISMATCH = 130,
+        /// The window is bound; it has to be invalidated first.
+        MW_STILL_BOUND = 131,
+        /// The new key names another window, or its tag is the present one.
+        MW_KEY_NOT_FRESH = 132,
+        /// The range to bind is empty.
+        MW_ZERO_LENGTH = 133,
+        /// A window can have remote rights only.
+        MW_BAD_RIGHTS = 134,
+        /// The region does not allow windows.
+        MW_BIND_NOT_ALLOWED = 135,
+        /// A window to be changed by peers needs a region that its owner may write.
+        MW_NEEDS_LOCAL_WRITE = 136,
+        /// The key to invalidate names neither window nor region.
+        INV_UNKNOWN_KEY = 144,
+        /// The key to invalidate belongs to another protection domain.
+        INV_PD_MISMATCH = 145,
+        /// The key to invalidate belongs to another QP.
+        INV_WRONG_QP = 146,
+        /// The key to invalidate is not valid now.
+        INV_NOT_VALID = 147,
+        /// The key cannot be invalidated in this way: a type 1 window, or a region from afar.
+        INV_NOT_ALLOWED = 148,
+        /// The region to invalidate has windows.
+        INV_REGION_BOUND = 149,
     }
 }
 
@@ -207,10 +239,16 @@ codes! {
         RDMA_WRITE_WITH_IMM = 4,
         /// Reads from the peer's memory.
         RDMA_READ = 5,
+        /// Message that also invalidates a key of the peer.
+        SEND_WITH_INV = 6,
         /// Replaces 8 bytes of the peer's memory when they equal an operand, and fetches what was there.
         ATOMIC_CMP_AND_SWP = 7,
         /// Adds an operand to 8 bytes of the peer's memory, and fetches what was there.
         ATOMIC_FETCH_AND_ADD = 8,
+        /// Invalidates a key of this function.
+        LOCAL_INV = 9,
+        /// Binds a type 2 memory window.
+        BIND_MW = 10,
     }
 }
 
@@ -227,10 +265,16 @@ codes! {
         RDMA_WRITE_WITH_IMM = 4,
         /// An RDMA READ completed.
         RDMA_READ = 5,
+        /// A SEND_WITH_INV completed.
+        SEND_WITH_INV = 6,
         /// An ATOMIC_CMP_AND_SWP completed.
         COMP_SWAP = 7,
         /// An ATOMIC_FETCH_AND_ADD completed.
         FETCH_ADD = 8,
+        /// A LOCAL_INV completed.
+        LOCAL_INV = 9,
+        /// A BIND_MW completed.
+        BIND_MW = 10,
         /// A receive took a message.
         RECV = 0x80,
         /// A receive took the immediate data of an RDMA WRITE.

@@ -112,6 +112,9 @@ pub fn structures() -> Vec<Structure> {
         "AtomicWqe": wqe::AtomicWqe {
             opcode, flags, blocks, count, reserved, wr_id, remote_addr, rkey, total, sge, compare_add, swap,
         }
+        "BindWqe": wqe::BindWqe {
+            opcode, flags, blocks, count, new_rkey, wr_id, addr, rkey, total, len, lkey, access, reserved,
+        }
         "Sge": wqe::Sge { addr, len, lkey }
         "RqWqe": wqe::RqWqe { wr_id, count, reserved, sges }
         "Cqe": cqe::Cqe { wr_id, byte_len, imm, qpn_opcode, src_qpn_flags, publish }
@@ -120,6 +123,8 @@ pub fn structures() -> Vec<Structure> {
         "Completion": admin::Completion { command_id, status, reserved, result, publish }
         "Named": admin::Named { id, reserved }
         "MrReg": admin::MrReg { addr, len, pdn, access, owner_qpn, reserved }
+        "MwAlloc": admin::MwAlloc { pdn, kind }
+        "MwBind": admin::MwBind { addr, len, rkey, lkey, access, reserved }
         "QueueCreate": admin::QueueCreate { ring, depth, slot }
         "QpCreate": admin::QpCreate {
             sq_ring, rq_ring, sq_depth, rq_depth, pdn, send_cqn, recv_cqn, slot, holder, access,
@@ -217,12 +222,12 @@ pub fn constants() -> Vec<(&'static str, String)> {
         regs::REGION_BAR2, regs::REGION_BAR4, regs::REGION_CONFIG, regs::NUM_REGIONS, regs::NUM_IRQS, regs::IRQ_MSIX,
         regs::BAR0_LEN, regs::BAR4_LEN, regs::CONFIG_LEN, regs::VECTORS, regs::MAGIC_VALUE, regs::ABI_VALUE,
         regs::STATUS_ACKNOWLEDGE, regs::STATUS_DRIVER, regs::STATUS_DRIVER_OK, regs::STATUS_FEATURES_OK,
-        regs::STATUS_NEEDS_RESET, regs::STATUS_FAILED, regs::FEATURE_CM, regs::FEATURE_HOLDERS, regs::FEATURE_ATOMICS, regs::FEATURES,
+        regs::STATUS_NEEDS_RESET, regs::STATUS_FAILED, regs::FEATURE_CM, regs::FEATURE_HOLDERS, regs::FEATURE_ATOMICS, regs::FEATURE_MW, regs::FEATURES,
         regs::ADMIN_DEPTH_LIMIT, regs::DEPTH_LIMIT, regs::MESSAGE_LIMIT,
         uar::UARS, uar::LINES, uar::SLOTS, uar::UAR_BASE, uar::UAR_LEN, uar::LINES_OFFSET, uar::HOLDERS_BASE, uar::HOLDERS,
         uar::BAR2_LEN, uar::ADMIN_SLOT, uar::MODE_COPY, uar::MODE_WINDOW,
         wqe::BLOCK, wqe::MAX_BLOCKS, wqe::FIRST_SGES, wqe::BLOCK_SGES, wqe::MAX_SGES, wqe::MAX_RECV_SGES, wqe::MAX_INLINE,
-        cqe::CQE_IMM, cqe::CQE_SOLICITED, cqe::CQE_PUBLISH, eqe::EQE_PUBLISH,
+        cqe::CQE_IMM, cqe::CQE_SOLICITED, cqe::CQE_INV, cqe::CQE_PUBLISH, eqe::EQE_PUBLISH,
         admin::COMPLETION_PUBLISH, admin::HOLD_QP, admin::HOLD_LISTENER, admin::RELEASE_UNLESS_LAST, admin::LISTEN_SHARED,
         admin::PRIVATE_DATA, admin::MAX_RD_ATOMIC,
         vfio::VERSION_MAJOR, vfio::VERSION_MINOR, vfio::MAX_MESSAGE, vfio::MAX_FDS, vfio::FLAG_REPLY, vfio::FLAG_NO_REPLY,

@@ -2,7 +2,7 @@
 //!
 //! Place: driver fills [`SqWqe`] blocks in its arena, rings the doorbell; the engine snapshots each block once and checks the copy.
 //! Invariants: an SQ WQE is 1..4 blocks of 64 B and never wraps (NOP fills up to the end); reserved fields are 0.
-//! Source: verbs work requests; layout ours (docs/device.md, section "Work queue elements"). Leaves out: memory windows.
+//! Source: verbs work requests; layout ours (docs/device.md, section "Work queue elements").
 
 use core::mem::{offset_of, size_of};
 
@@ -67,7 +67,7 @@ pub struct SqWqe {
     pub blocks: u8,
     /// SGEs, or bytes with INLINE.
     pub count: u8,
-    /// Immediate data.
+    /// Immediate data, or the key to invalidate.
     pub imm: u32,
     /// Echoed in the CQE.
     pub wr_id: u64,
@@ -123,6 +123,40 @@ pub struct AtomicWqe {
     pub swap: u64,
 }
 
+/// SQ WQE of BIND_MW: one block.
+#[repr(C)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct BindWqe {
+    /// [`crate::status::Opcode`]: BIND_MW.
+    pub opcode: u8,
+    /// [`WqeFlags`]; no INLINE.
+    pub flags: u8,
+    /// 1.
+    pub blocks: u8,
+    /// Zero.
+    pub count: u8,
+    /// Key of the window from now on: the index of `rkey` with another tag.
+    pub new_rkey: u32,
+    /// Echoed in the CQE.
+    pub wr_id: u64,
+    /// IOVA of the first byte.
+    pub addr: u64,
+    /// Present key of the window.
+    pub rkey: u32,
+    /// Zero.
+    pub total: u32,
+    /// Bytes.
+    pub len: u64,
+    /// Region, which must allow MW_BIND.
+    pub lkey: u32,
+    /// [`crate::admin::Access`] bits: remote ones.
+    pub access: u32,
+    /// Zero.
+    pub reserved: [u64; 2],
+}
+
 /// RQ WQE: where the next message goes.
 #[repr(C)]
 #[derive(
@@ -143,6 +177,7 @@ const _: () = {
     assert!(size_of::<Sge>() == 16);
     assert!(size_of::<SqWqe>() == BLOCK);
     assert!(size_of::<SgeBlock>() == BLOCK);
+    assert!(size_of::<BindWqe>() == BLOCK && offset_of!(BindWqe, len) == 32);
     assert!(size_of::<AtomicWqe>() == BLOCK && offset_of!(AtomicWqe, sge) == 32);
     assert!(size_of::<RqWqe>() == BLOCK);
 };

@@ -7,8 +7,8 @@
 
 use ring_proto::admin::{
     Access, AdminOp, AdminStatus, Body, CmAccept, CmConnect, CmListen, CmQuery, Command,
-    Completion, HOLD_LISTENER, HOLD_QP, Hold, HoldClone, MrReg, Named, QpCreate, QpModify,
-    QueueCreate, RELEASE_UNLESS_LAST,
+    Completion, HOLD_LISTENER, HOLD_QP, Hold, HoldClone, MrReg, MwAlloc, MwBind, Named, QpCreate,
+    QpModify, QueueCreate, RELEASE_UNLESS_LAST,
 };
 use ring_proto::index::Depth;
 use ring_proto::regs;
@@ -30,7 +30,7 @@ use super::qp::{self, NewQp, Qp, QpRef, WorkQueue};
 const COMMANDS_PER_ROUND: u32 = 32;
 
 /// What a command gives back.
-type Results = [u64; 2];
+pub(crate) type Results = [u64; 2];
 
 /// Nothing to give back.
 const DONE: Results = [0, 0];
@@ -217,6 +217,9 @@ impl Device {
             AdminOp::PD_FREE => self.free_pd(place, named(body)?),
             AdminOp::MR_REG => self.register_mr(place, MrReg::from_body(body).ok_or(INVALID)?),
             AdminOp::MR_DEREG => self.deregister_mr(place, named(body)?),
+            AdminOp::MW_ALLOC => self.alloc_mw(place, MwAlloc::from_body(body).ok_or(INVALID)?),
+            AdminOp::MW_DEALLOC => self.dealloc_mw(place, named(body)?),
+            AdminOp::MW_BIND => self.bind_mw(place, MwBind::from_body(body).ok_or(INVALID)?),
             AdminOp::CQ_CREATE => {
                 self.create_cq(place, QueueCreate::from_body(body).ok_or(INVALID)?)
             }
@@ -350,6 +353,8 @@ impl Device {
                 access,
                 owner_qpn: wanted.owner_qpn,
                 memory: found.memory,
+                windows: 0,
+                is_invalidated: false,
             })
             .ok_or(AdminStatus::NO_RESOURCE)?;
         if let Some(pd) = function.pds.find_mut(wanted.pdn) {
@@ -360,11 +365,11 @@ impl Device {
 
     fn deregister_mr(&mut self, place: u32, key: u32) -> Result<Results, AdminStatus> {
         let function = self.own_mut(place)?;
-        let mr = function
-            .regions
-            .table
-            .remove(key)
-            .ok_or(AdminStatus::NO_OBJECT)?;
+        let table = &mut function.regions.table;
+        if table.find(key).is_some_and(|mr| mr.windows != 0) {
+            return Err(AdminStatus::BUSY);
+        }
+        let mr = table.remove(key).ok_or(AdminStatus::NO_OBJECT)?;
         if let Some(pd) = function.pds.find_mut(mr.pdn) {
             pd.users -= 1;
         }

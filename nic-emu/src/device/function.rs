@@ -280,7 +280,7 @@ impl Function {
     /// Empties every table. QPs and listeners have ended before; the EQ keeps its slot.
     pub(crate) fn clear_tables(&mut self) {
         self.cqs.clear();
-        self.regions.table.clear();
+        self.regions.clear();
         self.pds.clear();
         self.requests.clear();
         self.slots.clear();

@@ -96,6 +96,7 @@ impl Device {
         qp.transport = Transport::default();
         qp.is_draining = false;
         qp.is_established = false;
+        function.regions.qp_ended(at.qpn);
         qp.is_held = false;
         qp.receiving = None;
         qp.record = None;
@@ -168,6 +169,7 @@ impl Device {
             return;
         };
         function.qps.remove(at.qpn);
+        function.regions.qp_ended(at.qpn);
         if let Some(pd) = function.pds.find_mut(qp.pdn) {
             pd.users -= 1;
         }

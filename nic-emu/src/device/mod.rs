@@ -11,7 +11,7 @@
 //!  engine   rounds: dirty words -> active QPs -> turns -> interrupts; parks
 //!  serve    one turn of a QP                               queue      fetch and check a WQE
 //!  transfer one WQE between two QPs                        mr window  keys -> memory
-//!  atomic   read-modify-writes of a peer's memory
+//!  atomic   read-modify-writes of a peer's memory          mw        windows of a region, invalidation
 //!  cq eq    what the client polls                          qp life modify  states, flush, orphans
 //!  admin cm holder registers   control                     timer table node counters
 //! ```
@@ -37,6 +37,7 @@ mod holder;
 mod life;
 mod modify;
 mod mr;
+mod mw;
 mod node;
 mod packet;
 mod qp;

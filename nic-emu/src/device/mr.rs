@@ -4,12 +4,13 @@
 //! Invariants: an entry's memory is in one window of the same function; when the window goes, the entry stays but has no memory.
 //! A key of another function is looked up here like any other number and misses (or names what this function itself registered).
 //! Hot: `local`, `remote`: one indexed load, one tag compare, then the checks in the order of the syndromes.
-//! Source: `ibv_reg_mr`; owner QPN is ours. Leaves out: memory windows, zero-based regions.
+//! Source: `ibv_reg_mr`; owner QPN is ours. Leaves out: zero-based regions; windows have `mw`.
 
 use ring_proto::admin::Access;
 use ring_proto::status::Syndrome;
 use ring_proto::wqe::Sge;
 
+use super::mw::{MW_LIMIT, Mw};
 use super::table::Table;
 use super::window::HostPtr;
 
@@ -29,8 +30,12 @@ pub(crate) struct Mr {
     pub(crate) access: Access,
     /// The one QP through which a peer may reach it, or 0.
     pub(crate) owner_qpn: u32,
-    /// The memory; `None` without file or after the window went.
+    /// The memory; `None` without file, after the window went, or after invalidation.
     pub(crate) memory: Option<HostPtr>,
+    /// Memory windows bound to it.
+    pub(crate) windows: u32,
+    /// It was invalidated and can only be deregistered.
+    pub(crate) is_invalidated: bool,
 }
 
 /// Regions of one function.
@@ -38,12 +43,15 @@ pub(crate) struct Mr {
 pub(crate) struct Regions {
     /// By lkey, which equals the rkey.
     pub(crate) table: Table<Mr>,
+    /// Memory windows, by key without the bit that tells them from regions.
+    pub(crate) windows: Table<Mw>,
 }
 
 impl Regions {
     pub(crate) fn new(seed: u8) -> Self {
         Self {
             table: Table::new(MR_LIMIT, seed),
+            windows: Table::new(MW_LIMIT, seed),
         }
     }
 
@@ -60,7 +68,7 @@ impl Regions {
         if write && !mr.access.contains(Access::LOCAL_WRITE) {
             return Err(Syndrome::LKEY_NO_ACCESS);
         }
-        let memory = mr.memory.ok_or(Syndrome::WINDOW_GONE)?;
+        let memory = mr.memory.ok_or_else(|| mr.without_memory())?;
         Ok(memory.at(within))
     }
 
@@ -75,7 +83,9 @@ impl Regions {
         qpn: u32,
         need: Access,
     ) -> Result<*mut u8, Syndrome> {
-        let mr = self.table.find(rkey).ok_or(Syndrome::RKEY_UNKNOWN)?;
+        let Some(mr) = self.table.find(rkey) else {
+            return self.remote_through_window(rkey, addr, len, pdn, qpn, need);
+        };
         if mr.pdn != pdn {
             return Err(Syndrome::RKEY_PD_MISMATCH);
         }
@@ -86,8 +96,14 @@ impl Regions {
         if !mr.access.contains(need) {
             return Err(Syndrome::RKEY_NO_ACCESS);
         }
-        let memory = mr.memory.ok_or(Syndrome::WINDOW_GONE)?;
+        let memory = mr.memory.ok_or_else(|| mr.without_memory())?;
         Ok(memory.at(within))
+    }
+
+    /// Drops every region and memory window.
+    pub(crate) fn clear(&mut self) {
+        self.windows.clear();
+        self.table.clear();
     }
 
     /// Takes the memory of every region in a window that goes away.
@@ -101,9 +117,19 @@ impl Regions {
 }
 
 impl Mr {
+    /// Why there is no memory.
+    #[cold]
+    pub(crate) fn without_memory(&self) -> Syndrome {
+        if self.is_invalidated {
+            Syndrome::KEY_INVALIDATED
+        } else {
+            Syndrome::WINDOW_GONE
+        }
+    }
+
     /// Offset of a range in the region, when it lies inside.
     #[inline]
-    fn place(&self, addr: u64, len: u64) -> Option<u64> {
+    pub(crate) fn place(&self, addr: u64, len: u64) -> Option<u64> {
         let within = addr.checked_sub(self.iova)?;
         (within <= self.len && len <= self.len - within).then_some(within)
     }

@@ -9,8 +9,8 @@ use ring_proto::regs;
 use ring_proto::shared::WqeRing;
 use ring_proto::status::{Opcode, Syndrome, WcStatus};
 use ring_proto::wqe::{
-    AtomicWqe, MAX_BLOCKS, MAX_INLINE, MAX_RECV_SGES, MAX_SGES, RqWqe, Sge, SqWqe, WqeFlags,
-    blocks_for_inline, blocks_for_sges,
+    AtomicWqe, BindWqe, MAX_BLOCKS, MAX_INLINE, MAX_RECV_SGES, MAX_SGES, RqWqe, Sge, SqWqe,
+    WqeFlags, blocks_for_inline, blocks_for_sges,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -108,8 +108,14 @@ pub(crate) fn fetch_send(
                 return bad(status, syndrome);
             }
         }
+        Opcode::LOCAL_INV | Opcode::BIND_MW => {
+            if let Err(syndrome) = check_local(&first) {
+                return bad(WcStatus::LOC_QP_OP_ERR, syndrome);
+            }
+        }
         Opcode::SEND
         | Opcode::SEND_WITH_IMM
+        | Opcode::SEND_WITH_INV
         | Opcode::RDMA_WRITE
         | Opcode::RDMA_WRITE_WITH_IMM
         | Opcode::RDMA_READ => {}
@@ -163,6 +169,26 @@ fn check_atomic(wqe: AtomicWqe) -> Result<(), (WcStatus, Syndrome)> {
         return Err((WcStatus::LOC_LEN_ERR, Syndrome::BAD_ATOMIC_LENGTH));
     }
     Ok(())
+}
+
+/// What is special about the WQE of an operation without peer.
+#[cold]
+fn check_local(words: &[u64; 8]) -> Result<(), Syndrome> {
+    let wqe: BindWqe = zerocopy::transmute!(*words);
+    let is_inline = wqe.flags & WqeFlags::INLINE.bits() != 0;
+    let sound = !is_inline
+        && wqe.count == 0
+        && wqe.total == 0
+        && if wqe.opcode == Opcode::LOCAL_INV.0 {
+            words[2..] == [0; 6]
+        } else {
+            wqe.reserved == [0; 2]
+        };
+    if sound {
+        Ok(())
+    } else {
+        Err(Syndrome::RESERVED_NOT_ZERO)
+    }
 }
 
 /// What a flush needs of the WQE at `consumer`: wr_id, opcode, and the position behind it.
@@ -219,7 +245,10 @@ impl SendWork {
     pub(crate) fn takes_receive(&self) -> bool {
         matches!(
             self.opcode(),
-            Opcode::SEND | Opcode::SEND_WITH_IMM | Opcode::RDMA_WRITE_WITH_IMM
+            Opcode::SEND
+                | Opcode::SEND_WITH_IMM
+                | Opcode::SEND_WITH_INV
+                | Opcode::RDMA_WRITE_WITH_IMM
         )
     }
 
@@ -229,6 +258,18 @@ impl SendWork {
             self.opcode(),
             Opcode::RDMA_READ | Opcode::ATOMIC_CMP_AND_SWP | Opcode::ATOMIC_FETCH_AND_ADD
         )
+    }
+
+    /// Whether it has no peer: LOCAL_INV, BIND_MW.
+    pub(crate) fn is_local(&self) -> bool {
+        self.opcode() >= Opcode::LOCAL_INV
+    }
+
+    /// The first block as that of a BIND_MW.
+    pub(crate) fn bind(&self) -> BindWqe {
+        let mut first = [0; 8];
+        first.copy_from_slice(&self.words[..8]);
+        zerocopy::transmute!(first)
     }
 
     /// Operands of an atomic: what to compare with or to add, and what to swap in.

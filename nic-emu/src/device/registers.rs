@@ -12,6 +12,7 @@ use super::admin::AdminRings;
 use super::cq::CQ_LIMIT;
 use super::function::{Function, PD_LIMIT};
 use super::mr::MR_LIMIT;
+use super::mw::MW_LIMIT;
 use super::qp::QP_LIMIT;
 use super::{Device, DeviceError};
 
@@ -171,6 +172,7 @@ impl Function {
             regs::MAX_VECTOR => regs::VECTORS.into(),
             regs::MAX_MESSAGE => regs::MESSAGE_LIMIT.into(),
             regs::MAX_DEPTH => regs::DEPTH_LIMIT.into(),
+            regs::MAX_MW => MW_LIMIT.into(),
             // The port has no way to go down in this version.
             regs::LINK_STATE => 1,
             regs::NODE => self.node.0.into(),

@@ -103,6 +103,14 @@ impl<T> Table<T> {
         Some(value)
     }
 
+    /// Gives an object another tag; its old number names nothing from now on.
+    pub(crate) fn retag(&mut self, number: u32, tag: u8) -> Option<u32> {
+        self.find(number)?;
+        let (index, _) = ids::key_parts(number);
+        self.entries.get_mut(usize::try_from(index).ok()?)?.tag = tag;
+        Some(ids::key(index, tag))
+    }
+
     /// Every object with its number.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         self.entries

@@ -16,6 +16,7 @@
 //! | REM_INV_REQ_ERR + ATOMIC_MISALIGNED | atomic at an odd address | ERR + QP_ACCESS event |
 //! | REM_INV_REQ_ERR + RECV_TOO_SHORT | message longer than the receive | receive LOC_LEN_ERR, ERR |
 //! | REM_OP_ERR + RECV_BAD_WQE | receive malformed or its keys wrong | receive LOC_QP_OP_ERR / LOC_ACCESS_ERR, ERR |
+//! | REM_ACCESS_ERR + INV_… | key of SEND_WITH_INV cannot be invalidated | receive MW_BIND_ERR, ERR |
 //! | RETRY_EXC_ERR + PEER_GONE / PEER_IN_ERROR | no peer, or it is in ERR | nothing |
 //!
 //! An orphan takes SENDs and WRITEs as a kernel takes bytes for a process that died before reading: they complete and go nowhere, so
@@ -27,7 +28,7 @@
 
 use ring_proto::admin::Access;
 use ring_proto::copy;
-use ring_proto::cqe::{CQE_IMM, CQE_SOLICITED};
+use ring_proto::cqe::{CQE_IMM, CQE_INV, CQE_SOLICITED};
 use ring_proto::eqe::EventType;
 use ring_proto::status::{Opcode, QpState, Syndrome, WcOpcode, WcStatus};
 use ring_proto::wqe::{Sge, WqeFlags};
@@ -74,6 +75,9 @@ impl Device {
     /// Works on a WQE for one turn.
     #[inline]
     pub(crate) fn execute(&mut self, at: QpRef, work: &mut SendWork, bytes_left: &mut u32) -> Step {
+        if work.is_local() {
+            return self.execute_local(at, work);
+        }
         let Some((own, qp)) = self.end(at) else {
             return gone();
         };
@@ -115,8 +119,13 @@ impl Device {
         } else {
             None
         };
+        let invalidates = work.opcode() == Opcode::SEND_WITH_INV;
+        if invalidates && let Err(syndrome) = self.check_remote_invalidate(peer, work.imm()) {
+            self.receive_failed(peer, WcStatus::MW_BIND_ERR, syndrome);
+            return Step::Failed(WcStatus::REM_ACCESS_ERR, syndrome);
+        }
         let moved = match work.opcode() {
-            Opcode::SEND | Opcode::SEND_WITH_IMM => {
+            Opcode::SEND | Opcode::SEND_WITH_IMM | Opcode::SEND_WITH_INV => {
                 self.send(at, peer, work, local, receive, *bytes_left)
             }
             Opcode::RDMA_READ => self.rdma(at, peer, work, local, Access::REMOTE_READ, *bytes_left),
@@ -139,6 +148,9 @@ impl Device {
         }
         if work.done < work.total() {
             return Step::More;
+        }
+        if invalidates {
+            self.remote_invalidate(peer, work.imm());
         }
         if takes_receive {
             self.receive_done(at, peer, work);
@@ -354,22 +366,21 @@ impl Device {
             return;
         };
         let cqn = other.recv_cqn;
-        let (opcode, has_imm) = match work.opcode() {
-            Opcode::SEND => (WcOpcode::RECV, false),
-            Opcode::SEND_WITH_IMM => (WcOpcode::RECV, true),
-            _ => (WcOpcode::RECV_RDMA_WITH_IMM, true),
+        // What `imm` of the completion stands for, if anything.
+        let (opcode, imm_flag) = match work.opcode() {
+            Opcode::SEND => (WcOpcode::RECV, 0),
+            Opcode::SEND_WITH_IMM => (WcOpcode::RECV, CQE_IMM),
+            Opcode::SEND_WITH_INV => (WcOpcode::RECV, CQE_INV),
+            _ => (WcOpcode::RECV_RDMA_WITH_IMM, CQE_IMM),
         };
-        let mut src_qpn_flags = at.qpn;
-        if has_imm {
-            src_qpn_flags |= CQE_IMM;
-        }
+        let mut src_qpn_flags = at.qpn | imm_flag;
         if work.has(WqeFlags::SOLICITED) {
             src_qpn_flags |= CQE_SOLICITED;
         }
         let entry = Completed {
             wr_id: receive.wr_id(),
             byte_len: work.total(),
-            imm: if has_imm { work.imm() } else { 0 },
+            imm: if imm_flag == 0 { 0 } else { work.imm() },
             qpn: peer.qpn,
             opcode: opcode.0,
             src_qpn_flags,

@@ -16,7 +16,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd;
 use ring_proto::admin::{
     Access, AdminOp, AdminStatus, Body, CmAccept, CmConnect, CmListen, CmRecord, Command,
-    Completion, Hold, HoldClone, MrReg, Named, QpCreate, QpModify, QueueCreate,
+    Completion, Hold, HoldClone, MrReg, MwAlloc, Named, QpCreate, QpModify, QueueCreate,
 };
 use ring_proto::cqe::{Cqe, Publish};
 use ring_proto::eqe::{self, Eqe, EventType};
@@ -426,6 +426,12 @@ impl Client {
         }
     }
 
+    /// A memory window in a protection domain.
+    pub(crate) fn mw(&mut self, device: &mut Device, pdn: u32, kind: u32) -> u32 {
+        let body = MwAlloc { pdn, kind };
+        low(self.ok(device, AdminOp::MW_ALLOC, body.to_body())[0])
+    }
+
     /// A CQ; its number, slot and ring.
     pub(crate) fn cq(&mut self, device: &mut Device, depth: u32) -> (u32, u32, CqeRing) {
         let depth_of = Depth::new(depth).unwrap();
@@ -778,6 +784,25 @@ impl Send {
             addr: compare_add,
             len: low(swap),
             lkey: high(swap),
+        });
+        wqe
+    }
+
+    /// A signaled BIND_MW of `len` bytes at `addr`.
+    pub(crate) fn bind(
+        wr_id: u64,
+        (rkey, new_rkey): (u32, u32),
+        lkey: u32,
+        (addr, len): (u64, u64),
+        access: Access,
+    ) -> Self {
+        let mut wqe = Self::new(Opcode::BIND_MW, wr_id, &[])
+            .remote(addr, rkey)
+            .imm(new_rkey);
+        wqe.sges.push(Sge {
+            addr: len,
+            len: lkey,
+            lkey: access.bits(),
         });
         wqe
     }

@@ -18,6 +18,7 @@ mod hostile;
 mod hot_path;
 mod model;
 mod modify;
+mod mw;
 mod packet_attributes;
 mod registers;
 mod rnr;
