@@ -363,6 +363,10 @@ enum sanlab_syndrome {
     SANLAB_SYNDROME_SQ_DRAINING = 0x55, /* The send queue has not drained yet */
     SANLAB_SYNDROME_QP_CONNECTING = 0x56, /* The connection manager is connecting the QP */
     SANLAB_SYNDROME_NO_SUCH_PEER = 0x57, /* The QP named as peer does not exist */
+    SANLAB_SYNDROME_CQ_TOO_SMALL = 0x58, /* The new ring has no room for the entries that are not consumed */
+    SANLAB_SYNDROME_CQ_RINGS_OVERLAP = 0x59, /* Old and new ring of a CQ overlap */
+    SANLAB_SYNDROME_CQ_BROKEN = 0x5a, /* The CQ overran before, or its memory went */
+    SANLAB_SYNDROME_MODERATION_ENDLESS = 0x5b, /* Moderation by count without a period could hold an interrupt back for ever */
     SANLAB_SYNDROME_NO_INITIATOR_DEPTH = 0x60, /* A READ or atomic on a QP whose max_rd_atomic is 0 */
     SANLAB_SYNDROME_NO_RESPONDER_DEPTH = 0x61, /* A READ or atomic to a QP whose max_dest_rd_atomic is 0 */
     SANLAB_SYNDROME_MW_UNKNOWN = 0x80, /* The key names no memory window */
@@ -428,6 +432,10 @@ static inline const char *sanlab_syndrome_name(uint32_t value)
     case 0x55: return "SQ_DRAINING";
     case 0x56: return "QP_CONNECTING";
     case 0x57: return "NO_SUCH_PEER";
+    case 0x58: return "CQ_TOO_SMALL";
+    case 0x59: return "CQ_RINGS_OVERLAP";
+    case 0x5a: return "CQ_BROKEN";
+    case 0x5b: return "MODERATION_ENDLESS";
     case 0x60: return "NO_INITIATOR_DEPTH";
     case 0x61: return "NO_RESPONDER_DEPTH";
     case 0x80: return "MW_UNKNOWN";
@@ -576,6 +584,8 @@ enum sanlab_admin_op {
     SANLAB_ADMIN_OP_MW_DEALLOC = 0x21, /* Deallocates a memory window, bound or not. (Named: rkey) */
     SANLAB_ADMIN_OP_MW_BIND = 0x22, /* Binds a type 1 memory window, also one that is bound, or unbinds it with length 0. (MwBind; result 0: new rkey) */
     SANLAB_ADMIN_OP_QP_QUERY_ATTR = 0x30, /* Asks for a QP's attributes. (Named: qpn; results: QpSettings) */
+    SANLAB_ADMIN_OP_CQ_RESIZE = 0x31, /* Moves a CQ to another ring. (CqResize; refused: result 0 Refusal) */
+    SANLAB_ADMIN_OP_CQ_MODERATE = 0x32, /* Says when a CQ's interrupts come. (CqModerate; refused: result 0 Refusal) */
 };
 
 static inline const char *sanlab_admin_op_name(uint32_t value)
@@ -611,6 +621,8 @@ static inline const char *sanlab_admin_op_name(uint32_t value)
     case 0x21: return "MW_DEALLOC";
     case 0x22: return "MW_BIND";
     case 0x30: return "QP_QUERY_ATTR";
+    case 0x31: return "CQ_RESIZE";
+    case 0x32: return "CQ_MODERATE";
     default: return "unknown";
     }
 }
@@ -797,9 +809,10 @@ struct sanlab_doorbell_line {
     uint32_t srq_producer; /* Producer of the SRQ, in WQEs. Reserved in this version */
     uint64_t arm_vectors; /* Vectors to fire at the next completion or event. Armers fetch_or, the NIC swaps to 0 */
     uint32_t arm_sequence; /* Consumer position at the latest arm */
-    uint32_t arm_solicited; /* 1: fire for solicited completions and errors only. Reserved in this version */
+    uint32_t spare; /* Zero */
     uint32_t srq_limit; /* SRQ limit. Reserved in this version */
-    uint32_t reserved[7]; /* Zero */
+    uint32_t reserved[5]; /* Zero */
+    uint64_t arm_solicited; /* Vectors to fire at the next solicited completion or error only. As arm_vectors */
 };
 static_assert(sizeof(struct sanlab_doorbell_line) == 64, "sanlab_doorbell_line");
 static_assert(offsetof(struct sanlab_doorbell_line, sq_producer) == 0, "sanlab_doorbell_line.sq_producer");
@@ -808,9 +821,10 @@ static_assert(offsetof(struct sanlab_doorbell_line, cq_consumer) == 8, "sanlab_d
 static_assert(offsetof(struct sanlab_doorbell_line, srq_producer) == 12, "sanlab_doorbell_line.srq_producer");
 static_assert(offsetof(struct sanlab_doorbell_line, arm_vectors) == 16, "sanlab_doorbell_line.arm_vectors");
 static_assert(offsetof(struct sanlab_doorbell_line, arm_sequence) == 24, "sanlab_doorbell_line.arm_sequence");
-static_assert(offsetof(struct sanlab_doorbell_line, arm_solicited) == 28, "sanlab_doorbell_line.arm_solicited");
+static_assert(offsetof(struct sanlab_doorbell_line, spare) == 28, "sanlab_doorbell_line.spare");
 static_assert(offsetof(struct sanlab_doorbell_line, srq_limit) == 32, "sanlab_doorbell_line.srq_limit");
 static_assert(offsetof(struct sanlab_doorbell_line, reserved) == 36, "sanlab_doorbell_line.reserved");
+static_assert(offsetof(struct sanlab_doorbell_line, arm_solicited) == 56, "sanlab_doorbell_line.arm_solicited");
 
 /* SqWqe, 64 bytes */
 struct sanlab_sq_wqe {
@@ -1035,6 +1049,28 @@ static_assert(sizeof(struct sanlab_admin_queue_create) == 16, "sanlab_admin_queu
 static_assert(offsetof(struct sanlab_admin_queue_create, ring) == 0, "sanlab_admin_queue_create.ring");
 static_assert(offsetof(struct sanlab_admin_queue_create, depth) == 8, "sanlab_admin_queue_create.depth");
 static_assert(offsetof(struct sanlab_admin_queue_create, slot) == 12, "sanlab_admin_queue_create.slot");
+
+/* CqResize, 16 bytes */
+struct sanlab_admin_cq_resize {
+    uint64_t ring; /* IOVA of the new ring, 64 B aligned, zeroed by the client, apart from the old one */
+    uint32_t cqn; /* CQ */
+    uint32_t depth; /* Entries of the new ring, a power of two; at least those not consumed */
+};
+static_assert(sizeof(struct sanlab_admin_cq_resize) == 16, "sanlab_admin_cq_resize");
+static_assert(offsetof(struct sanlab_admin_cq_resize, ring) == 0, "sanlab_admin_cq_resize.ring");
+static_assert(offsetof(struct sanlab_admin_cq_resize, cqn) == 8, "sanlab_admin_cq_resize.cqn");
+static_assert(offsetof(struct sanlab_admin_cq_resize, depth) == 12, "sanlab_admin_cq_resize.depth");
+
+/* CqModerate, 8 bytes */
+struct sanlab_admin_cq_moderate {
+    uint32_t cqn; /* CQ */
+    uint16_t count; /* Interrupt after this many entries; 0: only the period counts */
+    uint16_t period_us; /* Interrupt this many microseconds after the first entry; 0 with count 0 switches moderation off */
+};
+static_assert(sizeof(struct sanlab_admin_cq_moderate) == 8, "sanlab_admin_cq_moderate");
+static_assert(offsetof(struct sanlab_admin_cq_moderate, cqn) == 0, "sanlab_admin_cq_moderate.cqn");
+static_assert(offsetof(struct sanlab_admin_cq_moderate, count) == 4, "sanlab_admin_cq_moderate.count");
+static_assert(offsetof(struct sanlab_admin_cq_moderate, period_us) == 6, "sanlab_admin_cq_moderate.period_us");
 
 /* QpCreate, 48 bytes */
 struct sanlab_admin_qp_create {

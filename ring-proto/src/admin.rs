@@ -128,6 +128,10 @@ codes! {
         MW_BIND = 34,
         /// Asks for a QP's attributes. ([`Named`]: qpn; results: [`QpSettings`])
         QP_QUERY_ATTR = 48,
+        /// Moves a CQ to another ring. ([`CqResize`]; refused: result 0 [`Refusal`])
+        CQ_RESIZE = 49,
+        /// Says when a CQ's interrupts come. ([`CqModerate`]; refused: result 0 [`Refusal`])
+        CQ_MODERATE = 50,
     }
 }
 
@@ -249,6 +253,26 @@ bodies! {
         depth: u32,
         /// Doorbell slot for consumer and arm.
         slot: u32,
+    }
+
+    /// Body of CQ_RESIZE.
+    CqResize {
+        /// IOVA of the new ring, 64 B aligned, zeroed by the client, apart from the old one.
+        ring: u64,
+        /// CQ.
+        cqn: u32,
+        /// Entries of the new ring, a power of two; at least those not consumed.
+        depth: u32,
+    }
+
+    /// Body of CQ_MODERATE.
+    CqModerate {
+        /// CQ.
+        cqn: u32,
+        /// Interrupt after this many entries; 0: only the period counts.
+        count: u16,
+        /// Interrupt this many microseconds after the first entry; 0 with `count` 0 switches moderation off.
+        period_us: u16,
     }
 
     /// Body of QP_CREATE.

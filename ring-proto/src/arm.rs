@@ -4,6 +4,7 @@
 //! of CQEs or EQEs it published on that queue.
 //! Invariants: arming is a set of vectors; one interrupt per armed bit, then the bit is gone. Nothing is lost: either the sleeper's
 //! second poll sees the entry, or the NIC sees the bit.
+//! A queue has two sets, for any completion and for solicited ones and errors only; both follow this protocol, each for itself.
 //! Hot: `fire`.
 //!
 //! ```text

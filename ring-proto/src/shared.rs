@@ -165,6 +165,12 @@ impl<'a> Line<'a> {
         self.bar.u64_at(self.base + 16)
     }
 
+    /// Vectors armed for solicited completions and errors only.
+    #[must_use]
+    pub fn arm_solicited(self) -> &'a AtomicU64 {
+        self.bar.u64_at(self.base + 56)
+    }
+
     /// Consumer at the latest arm.
     #[must_use]
     pub fn arm_sequence(self) -> &'a AtomicU32 {

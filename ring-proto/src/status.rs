@@ -167,6 +167,14 @@ codes! {
         QP_CONNECTING = 86,
         /// The QP named as peer does not exist.
         NO_SUCH_PEER = 87,
+        /// The new ring has no room for the entries that are not consumed.
+        CQ_TOO_SMALL = 88,
+        /// Old and new ring of a CQ overlap.
+        CQ_RINGS_OVERLAP = 89,
+        /// The CQ overran before, or its memory went.
+        CQ_BROKEN = 90,
+        /// Moderation by count without a period could hold an interrupt back for ever.
+        MODERATION_ENDLESS = 91,
         /// A READ or atomic on a QP whose `max_rd_atomic` is 0.
         NO_INITIATOR_DEPTH = 96,
         /// A READ or atomic to a QP whose `max_dest_rd_atomic` is 0.

@@ -105,7 +105,8 @@ pub fn structures() -> Vec<Structure> {
         "Summary": uar::Summary { dirty, parked, generation, failed, reserved }
         "UarHead": uar::UarHead { dirty, reserved, mode }
         "DoorbellLine": uar::DoorbellLine {
-            sq_producer, rq_producer, cq_consumer, srq_producer, arm_vectors, arm_sequence, arm_solicited, srq_limit, reserved,
+            sq_producer, rq_producer, cq_consumer, srq_producer, arm_vectors, arm_sequence, spare, srq_limit, reserved,
+            arm_solicited,
         }
         "SqWqe": wqe::SqWqe { opcode, flags, blocks, count, imm, wr_id, remote_addr, rkey, total, sges }
         "SgeBlock": wqe::SgeBlock { sges }
@@ -126,6 +127,8 @@ pub fn structures() -> Vec<Structure> {
         "MwAlloc": admin::MwAlloc { pdn, kind }
         "MwBind": admin::MwBind { addr, len, rkey, lkey, access, reserved }
         "QueueCreate": admin::QueueCreate { ring, depth, slot }
+        "CqResize": admin::CqResize { ring, cqn, depth }
+        "CqModerate": admin::CqModerate { cqn, count, period_us }
         "QpCreate": admin::QpCreate {
             sq_ring, rq_ring, sq_depth, rq_depth, pdn, send_cqn, recv_cqn, slot, holder, access,
         }

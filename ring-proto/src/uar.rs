@@ -64,7 +64,7 @@ pub struct UarHead {
     pub mode: [u32; 64],
 }
 
-/// One doorbell line. The client writes all of it, but swaps of `arm_vectors` by the NIC.
+/// One doorbell line. The client writes all of it, but swaps of the two sets of vectors by the NIC.
 #[repr(C)]
 #[derive(Debug)]
 pub struct DoorbellLine {
@@ -80,12 +80,14 @@ pub struct DoorbellLine {
     pub arm_vectors: u64,
     /// Consumer position at the latest arm.
     pub arm_sequence: u32,
-    /// 1: fire for solicited completions and errors only. Reserved in this version.
-    pub arm_solicited: u32,
+    /// Zero.
+    pub spare: u32,
     /// SRQ limit. Reserved in this version.
     pub srq_limit: u32,
     /// Zero.
-    pub reserved: [u32; 7],
+    pub reserved: [u32; 5],
+    /// Vectors to fire at the next solicited completion or error only. As `arm_vectors`.
+    pub arm_solicited: u64,
 }
 
 /// Mode of a QP: the NIC copies payload into posted receives.
@@ -97,6 +99,7 @@ const _: () = {
     assert!(size_of::<Summary>() == 128 && offset_of!(Summary, parked) == 64);
     assert!(size_of::<UarHead>() == 512 && offset_of!(UarHead, mode) == 256);
     assert!(size_of::<DoorbellLine>() == 64 && offset_of!(DoorbellLine, arm_vectors) == 16);
+    assert!(offset_of!(DoorbellLine, arm_solicited) == 56);
     assert!(UAR_BASE + UAR_LEN * UARS as u64 <= BAR2_LEN);
     assert!(HOLDERS_BASE + HOLDERS as u64 * 4 <= UAR_BASE);
 };

@@ -7,8 +7,8 @@ use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 use zerocopy::IntoBytes;
 
 use ring_proto::admin::{
-    Body, CmAccept, CmConnect, CmListen, CmQuery, Hold, HoldClone, MrReg, Named, QpCreate,
-    QpModify, QueueCreate, SockAddr,
+    Body, CmAccept, CmConnect, CmListen, CmQuery, CqModerate, CqResize, Hold, HoldClone, MrReg,
+    Named, QpCreate, QpModify, QueueCreate, SockAddr,
 };
 use ring_proto::cqe::{Publish, phase_of};
 use ring_proto::eqe::{self, EventType};
@@ -116,6 +116,8 @@ body_tests! {
     named: Named, reserved Some(4..8);
     mr_reg: MrReg, reserved Some(28..32);
     queue_create: QueueCreate, reserved None;
+    cq_resize: CqResize, reserved None;
+    cq_moderate: CqModerate, reserved None;
     qp_create: QpCreate, reserved None;
     qp_modify: QpModify, reserved Some(48..52);
     cm_listen: CmListen, reserved Some(36..40);

@@ -7,8 +7,8 @@
 
 use ring_proto::admin::{
     Access, AdminOp, AdminStatus, Body, CmAccept, CmConnect, CmListen, CmQuery, Command,
-    Completion, HOLD_LISTENER, HOLD_QP, Hold, HoldClone, MrReg, MwAlloc, MwBind, Named, QpCreate,
-    QpModify, QueueCreate, RELEASE_UNLESS_LAST,
+    Completion, CqModerate, CqResize, HOLD_LISTENER, HOLD_QP, Hold, HoldClone, MrReg, MwAlloc,
+    MwBind, Named, QpCreate, QpModify, QueueCreate, RELEASE_UNLESS_LAST,
 };
 use ring_proto::index::Depth;
 use ring_proto::regs;
@@ -190,6 +190,14 @@ impl Device {
                 let wanted = QpModify::from_body(&command.body).ok_or(INVALID)?;
                 let at = self.living_qp(place, wanted.qpn)?;
                 self.modify_qp(at, &wanted).map(|()| DONE)
+            }
+            AdminOp::CQ_RESIZE => {
+                let wanted = CqResize::from_body(&command.body).ok_or(INVALID)?;
+                self.resize_cq(place, wanted).map(|()| DONE)
+            }
+            AdminOp::CQ_MODERATE => {
+                let wanted = CqModerate::from_body(&command.body).ok_or(INVALID)?;
+                self.moderate_cq(place, wanted).map(|()| DONE)
             }
             _ => Ok(self.execute_admin(place, command)?),
         }
@@ -395,6 +403,7 @@ impl Device {
             .map(|(_, function)| function.cqs.len() + 1)
             .sum::<usize>();
         self.work.fire.reserve(queues);
+        self.work.delayed.reserve(queues);
         Ok([cqn.into(), 0])
     }
 

@@ -2,15 +2,17 @@
 //!
 //! Place: every finished WQE ends in [`Device::complete`]; the engine fires the armed vectors once per round.
 //! Invariants: a CQE never overwrites one that was not consumed; a queue that overran takes nothing more, and its QPs go to ERR. The
-//! client's consumer is believed only inside [what it had consumed, what was written]. Written CQEs are never read back.
+//! client's consumer is believed only inside [what it had consumed, what was written]. Written CQEs are read back only when
+//! a resize moves them.
 //! Hot: [`Cq::push`], [`Device::complete`]. Edges: cqe-publish (in `ring_proto::shared`). Source: verbs CQ; layout docs/device.md.
 
-use ring_proto::cqe::{Cqe, Publish};
+use ring_proto::cqe::{CQE_SOLICITED, Cqe, Publish};
 use ring_proto::shared::{Bar2, CqeRing};
 use ring_proto::status::{Syndrome, WcStatus};
 use ring_proto::sync::Ordering;
 
 use super::Device;
+use super::cq_change::Moderation;
 use super::engine::Fire;
 
 /// Most CQs of a function.
@@ -32,6 +34,11 @@ pub(crate) struct Cq {
     pub(crate) is_broken: bool,
     /// It stands on the engine's list of queues with news.
     pub(crate) is_queued: bool,
+    /// A solicited entry or an error is among those without interrupt.
+    pub(crate) has_solicited: bool,
+    /// Entries since the last interrupt.
+    pub(crate) unfired: u32,
+    pub(crate) moderation: Moderation,
 }
 
 /// What happened to a CQE.
@@ -70,6 +77,9 @@ impl Cq {
             users: 0,
             is_broken: false,
             is_queued: false,
+            has_solicited: false,
+            unfired: 0,
+            moderation: Moderation::default(),
         }
     }
 
@@ -84,12 +94,12 @@ impl Cq {
             // Touched only when the cached copy says full. Relaxed would do for the bound; Acquire keeps the reuse of the element
             // behind the client's reading of it.
             let claimed = bar.line(self.slot).cq_consumer().load(Ordering::Acquire);
-            let consumed = claimed.wrapping_sub(self.cached_consumer);
-            if consumed == 0 || consumed > self.producer.wrapping_sub(self.cached_consumer) {
+            let believed = self.believed_consumer(claimed);
+            if believed == self.cached_consumer {
                 self.is_broken = true;
                 return Pushed::Overrun;
             }
-            self.cached_consumer = claimed;
+            self.cached_consumer = believed;
         }
         let cqe = Cqe {
             wr_id: entry.wr_id,
@@ -107,7 +117,32 @@ impl Cq {
         };
         ring.publish(self.producer, &zerocopy::transmute!(cqe));
         self.producer = self.producer.wrapping_add(1);
+        self.unfired = self.unfired.saturating_add(1);
+        self.has_solicited |=
+            entry.src_qpn_flags & CQE_SOLICITED != 0 || entry.status != WcStatus::SUCCESS;
         Pushed::Written
+    }
+
+    /// The consumer to go by: the claimed one when it lies between what is known and what was written.
+    #[inline]
+    pub(crate) fn believed_consumer(&self, claimed: u32) -> u32 {
+        let written = self.producer.wrapping_sub(self.cached_consumer);
+        if claimed.wrapping_sub(self.cached_consumer) <= written {
+            claimed
+        } else {
+            self.cached_consumer
+        }
+    }
+
+    pub(crate) fn producer(&self) -> u32 {
+        self.producer
+    }
+
+    /// Goes on in another ring, which holds the entries from `consumer` on.
+    pub(crate) fn move_to(&mut self, ring: CqeRing, iova: u64, consumer: u32) {
+        self.ring = Some(ring);
+        self.iova = iova;
+        self.cached_consumer = consumer;
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Work {
     pub(crate) hot: Vec<u32>,
     /// CQs that broke and whose QPs do not know yet.
     pub(crate) broken_cqs: Vec<(u32, u32)>,
+    /// CQs whose interrupts are held back, each at most once.
+    pub(crate) delayed: Vec<(u32, u32)>,
     /// Functions that have to fail.
     pub(crate) failing: Vec<(u32, Syndrome)>,
     /// When to look for functions to turn cold.
@@ -82,14 +84,15 @@ impl Device {
             });
         }
         self.settle();
-        self.fire_vectors();
+        served += self.run_delayed(now_ns);
+        self.fire_vectors(now_ns);
         if now_ns >= self.work.next_cool_ns {
             self.work.next_cool_ns = now_ns.saturating_add(COLD_NS / 4);
             self.cool(now_ns);
         }
         Pumped {
             served,
-            next_timer_ns: self.timers.next_ns(),
+            next_timer_ns: self.next_due_ns(),
         }
     }
 
@@ -99,8 +102,7 @@ impl Device {
         if !self.work.active.is_empty()
             || !self.work.fire.is_empty()
             || self
-                .timers
-                .next_ns()
+                .next_due_ns()
                 .is_some_and(|at| at <= self.clock.now_ns())
         {
             return false;
@@ -158,6 +160,12 @@ impl Device {
             self.work.hot.push(place);
         }
         self.nodes.counters(node).kicks += 1;
+    }
+
+    /// When a timer runs out or an interrupt that is held back comes.
+    fn next_due_ns(&self) -> Option<u64> {
+        let delayed = self.next_delayed_ns();
+        self.timers.next_ns().into_iter().chain(delayed).min()
     }
 
     fn run_timers(&mut self, now_ns: u64) -> u64 {
@@ -267,8 +275,8 @@ impl Device {
         }
     }
 
-    /// Fires the armed vectors of every queue with news.
-    fn fire_vectors(&mut self) {
+    /// Fires the armed vectors of every queue with news, but for those that moderation holds back.
+    fn fire_vectors(&mut self, now_ns: u64) {
         for index in 0..self.work.fire.len() {
             let Some(&fire) = self.work.fire.get(index) else {
                 break;
@@ -279,19 +287,31 @@ impl Device {
             let Some(function) = self.functions.at_mut(place) else {
                 continue;
             };
-            let slot = match fire {
-                Fire::Cq { cqn, .. } => function.cqs.find_mut(cqn).map(|cq| {
+            let (slot, is_solicited) = match fire {
+                Fire::Cq { cqn, .. } => {
+                    let Some(cq) = function.cqs.find_mut(cqn) else {
+                        continue;
+                    };
                     cq.is_queued = false;
-                    cq.slot
-                }),
+                    if cq.holds_back(now_ns) {
+                        self.delay(place, cqn);
+                        continue;
+                    }
+                    cq.unfired = 0;
+                    (Some(cq.slot), std::mem::take(&mut cq.has_solicited))
+                }
                 Fire::Eq { .. } => {
                     function.events.is_queued = false;
-                    function.events.slot()
+                    (function.events.slot(), false)
                 }
             };
             if let Some(slot) = slot {
+                let line = function.bar.line(slot);
                 // EDGE arm-publish (acquire): in `arm::fire`.
-                let vectors = arm::fire(function.bar.line(slot).arm_vectors());
+                let mut vectors = arm::fire(line.arm_vectors());
+                if is_solicited {
+                    vectors |= arm::fire(line.arm_solicited());
+                }
                 if vectors != 0 {
                     function.fire(vectors);
                 }

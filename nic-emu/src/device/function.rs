@@ -269,6 +269,7 @@ impl Function {
         // Relaxed: as in `clear_producers`.
         line.cq_consumer().store(0, Ordering::Relaxed);
         line.arm_vectors().store(0, Ordering::Relaxed);
+        line.arm_solicited().store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn leave_slot_as_completions(&mut self, slot: u32) {

@@ -29,6 +29,7 @@ mod atomic;
 mod cm;
 mod counters;
 mod cq;
+mod cq_change;
 mod engine;
 mod eq;
 mod error;

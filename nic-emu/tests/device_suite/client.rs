@@ -316,7 +316,7 @@ impl Client {
         unsafe { place.write_volatile(byte) };
     }
 
-    fn ring<const WORDS: usize>(&self, iova: u64, depth: u32) -> Ring<WORDS> {
+    pub(crate) fn ring<const WORDS: usize>(&self, iova: u64, depth: u32) -> Ring<WORDS> {
         let depth = Depth::new(depth).unwrap();
         let len = usize::try_from(Ring::<WORDS>::bytes(depth)).unwrap();
         let place = NonNull::new(self.place(iova, len)).unwrap();

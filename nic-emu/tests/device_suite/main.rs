@@ -11,6 +11,7 @@ mod atomics;
 mod client;
 mod cm;
 mod completion;
+mod cq_change;
 mod embedded;
 mod flush;
 mod holders;
