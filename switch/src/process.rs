@@ -79,10 +79,12 @@ impl Process {
         self.pid.load(Ordering::Relaxed) != sys::getpid()
     }
 
-    /// Introduces this process, once. Cheap to call again.
+    /// Introduces this process, once. Cheap to call again. On return it is done, whichever thread did it: who went on earlier would find
+    /// no emulator, and stay on TCP for good.
     #[inline]
     pub fn introduce(&self) {
-        if self.state.load(Ordering::Relaxed) != INTRODUCED {
+        // Acquire: the socket; pairs with the end of `introduce_now`.
+        if self.state.load(Ordering::Acquire) != INTRODUCED {
             self.introduce_now();
         }
     }
@@ -94,6 +96,10 @@ impl Process {
             self.state
                 .compare_exchange(NOT_INTRODUCED, BUSY, Ordering::Acquire, Ordering::Relaxed);
         if claimed.is_err() {
+            // Acquire: as in `introduce`.
+            while self.state.load(Ordering::Acquire) == BUSY {
+                driver::sys::yield_now();
+            }
             return;
         }
         if channel >= 0 && self.socket.load(Ordering::Relaxed) < 0 {
@@ -301,6 +307,28 @@ mod tests {
         assert!(receive(emulator).is_none());
         assert!(receive(socket).is_none());
         assert!(process.telemetry.is_open());
+    }
+
+    #[test]
+    fn every_thread_finds_the_process_introduced() {
+        for _ in 0..50 {
+            let [emulator, inherited] = channel();
+            let process = Process::new(Some(inherited));
+            let begin = std::sync::Barrier::new(8);
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        begin.wait();
+                        process.introduce();
+                        process
+                            .send(&Message::new(channel::HOLDER, 1, 1, 1), None)
+                            .unwrap();
+                    });
+                }
+            });
+            assert_eq!(receive(emulator).unwrap().0.kind, channel::PROCESS);
+            assert!(receive(emulator).is_none());
+        }
     }
 
     #[test]
