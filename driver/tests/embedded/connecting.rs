@@ -164,6 +164,7 @@ fn a_full_backlog_can_refuse_as_documented() {
     let world = World::with(DeviceOptions {
         virtual_time: true,
         backlog_full: BacklogFull::Refuse,
+        ..DeviceOptions::default()
     });
     let (_listener, _wakes) = world.b.listener(ip(2), 80, 1);
     let (_first, first_ends) = world.a.connecting(4001, at(80));

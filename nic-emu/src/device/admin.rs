@@ -25,6 +25,7 @@ use super::function::{CompletionUse, Function, Pd};
 use super::modify::Refused;
 use super::mr::Mr;
 use super::qp::{self, NewQp, Qp, QpRef, WorkQueue};
+use super::recorder::{Event, What};
 
 /// Commands of one function in one round.
 const COMMANDS_PER_ROUND: u32 = 32;
@@ -107,6 +108,8 @@ impl Device {
                     .load(Ordering::Acquire);
                 let depth = admin.commands.depth();
                 if !depth.accepts_producer(claimed, admin.producer, admin.consumer) {
+                    let lie = (claimed, admin.producer, admin.consumer, depth.entries());
+                    self.validate_admin_doorbell(place, lie);
                     self.work
                         .failing
                         .push((place, Syndrome::DOORBELL_OUT_OF_RANGE));
@@ -124,6 +127,15 @@ impl Device {
                 Ok(result) => (AdminStatus::OK, result),
                 Err(refused) => (refused.status, [refused.refusal.pack(), 0]),
             };
+            let answered = Event {
+                number: command.command_id,
+                index: position,
+                code: command.opcode,
+                status: status.0,
+                what: What::Admin,
+                ..Event::default()
+            };
+            self.record(place, answered);
             served += 1;
             self.complete_admin(place, command.command_id, status, result, position);
         }
@@ -381,6 +393,7 @@ impl Device {
         if let Some(pd) = function.pds.find_mut(mr.pdn) {
             pd.users -= 1;
         }
+        self.validate_deregistered(place, key);
         Ok(DONE)
     }
 
@@ -416,6 +429,7 @@ impl Device {
         let slot = cq.slot;
         function.cqs.remove(cqn);
         function.leave_slot_as_completions(slot);
+        self.validate_forget_cq(place, cqn);
         Ok(DONE)
     }
 

@@ -368,6 +368,16 @@ impl Device {
         );
     }
 
+    /// The functions of a connect: who asks, and who is asked.
+    pub(crate) fn connect_functions(&self, id: u64) -> (Option<FunctionId>, Option<FunctionId>) {
+        self.cm.connects.get(&id).map_or((None, None), |connect| {
+            (
+                Some(connect.connector.function),
+                Some(connect.listener.function),
+            )
+        })
+    }
+
     /// A connect has reached its limit.
     pub(crate) fn connect_timer(&mut self, id: u64) {
         let Some(connect) = self.cm.connects.get(&id) else {

@@ -14,6 +14,7 @@ use ring_proto::sync::Ordering;
 use super::Device;
 use super::cq_change::Moderation;
 use super::engine::Fire;
+use super::recorder::{Event, What};
 
 /// Most CQs of a function.
 pub(crate) const CQ_LIMIT: u32 = 32_767;
@@ -150,11 +151,25 @@ impl Device {
     /// Writes a CQE; an overrun is dealt with after the present piece of work.
     #[inline]
     pub(crate) fn complete(&mut self, place: u32, cqn: u32, entry: &Completed) {
+        if self.diagnosis.validator.is_some() {
+            self.validate_completion(place, cqn, entry);
+        }
         let Some(function) = self.functions.at_mut(place) else {
             return;
         };
         let bar = function.bar;
         let node = function.node;
+        function.recorder.push(Event {
+            at_ns: self.work.now_ns,
+            wr_id: entry.wr_id,
+            number: entry.qpn,
+            index: entry.wqe_counter,
+            len: entry.byte_len,
+            code: u16::from(entry.opcode),
+            syndrome: entry.syndrome.0,
+            status: u16::from(entry.status.0),
+            what: What::Cqe,
+        });
         let Some(cq) = function.cqs.find_mut(cqn) else {
             return;
         };
@@ -168,6 +183,7 @@ impl Device {
                 counters.cqes += 1;
                 if entry.status != WcStatus::SUCCESS && entry.status != WcStatus::WR_FLUSH_ERR {
                     counters.errors += 1;
+                    self.completion_failed(place, entry);
                 }
             }
             Pushed::Overrun => {

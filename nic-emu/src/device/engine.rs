@@ -20,6 +20,7 @@ use ring_proto::{arm, doorbell, regs, uar};
 
 use super::function::CompletionUse;
 use super::qp::QpRef;
+use super::recorder::{Event, What};
 use super::registers::Registers;
 use super::timer::Timer;
 use super::{Device, Pumped};
@@ -48,6 +49,8 @@ pub(crate) struct Work {
     pub(crate) delayed: Vec<(u32, u32)>,
     /// Functions that have to fail.
     pub(crate) failing: Vec<(u32, Syndrome)>,
+    /// Time of the present round.
+    pub(crate) now_ns: u64,
     /// When to look for functions to turn cold.
     next_cool_ns: u64,
 }
@@ -64,16 +67,38 @@ pub(crate) enum Fire {
 impl Device {
     /// Works one bounded round: due timers, dirty doorbells of hot functions, queues with work, interrupts.
     pub fn pump(&mut self) -> Pumped {
+        if self.diagnosis.pause.is_frozen() {
+            return Pumped::default();
+        }
+        let served = self.round(TURNS_PER_ROUND);
+        if self.diagnosis.pause.is_frozen() {
+            self.clock.freeze();
+        }
+        Pumped {
+            served,
+            next_timer_ns: self.next_due_ns(),
+        }
+    }
+
+    /// One round with at most so many turns; ends early when the engine has to stand still.
+    pub(crate) fn round(&mut self, turns: usize) -> u64 {
         let now_ns = self.clock.now_ns();
+        self.work.now_ns = now_ns;
         let mut served = self.run_timers(now_ns);
         for index in 0..self.work.hot.len() {
+            if self.diagnosis.pause.is_frozen() {
+                return served;
+            }
             let Some(&place) = self.work.hot.get(index) else {
                 break;
             };
             served += self.guarded(Some(place), |device| device.scan(place, now_ns));
         }
-        let turns = self.work.active.len().min(TURNS_PER_ROUND);
+        let turns = self.work.active.len().min(turns);
         for _ in 0..turns {
+            if self.diagnosis.pause.is_frozen() {
+                return served;
+            }
             let Some(at) = self.work.active.pop_front() else {
                 break;
             };
@@ -90,15 +115,21 @@ impl Device {
             self.work.next_cool_ns = now_ns.saturating_add(COLD_NS / 4);
             self.cool(now_ns);
         }
-        Pumped {
-            served,
-            next_timer_ns: self.next_due_ns(),
-        }
+        served
     }
 
     /// Publishes that the device is about to sleep; false when there is work after all, and then it is awake again.
     #[must_use]
     pub fn try_park(&mut self) -> bool {
+        if self.diagnosis.pause.is_frozen() {
+            // Nothing will be done whatever is there. Kicks still wake the engine, which then looks whether it may go on.
+            for &place in &self.work.hot {
+                if let Some(function) = self.functions.at(place) {
+                    doorbell::park(function.bar.parked());
+                }
+            }
+            return true;
+        }
         if !self.work.active.is_empty()
             || !self.work.fire.is_empty()
             || self
@@ -171,9 +202,15 @@ impl Device {
     fn run_timers(&mut self, now_ns: u64) -> u64 {
         let mut run = 0;
         while run < TIMERS_PER_ROUND
-            && let Some(timer) = self.timers.due(now_ns)
+            && let Some(due) = self.timers.due(now_ns)
         {
             run += 1;
+            let timer = due.timer;
+            if let Some((wait_ns, is_held_back)) = self.hold_back(timer, due.was_held_back) {
+                self.timers
+                    .put_back(due, now_ns.saturating_add(wait_ns), is_held_back);
+                continue;
+            }
             let place = self.timer_place(timer);
             self.guarded(place, |device| {
                 device.run_timer(timer);
@@ -189,6 +226,7 @@ impl Device {
             Timer::Hold(at) => self.hold_timer(at),
             Timer::Connect(connect) => self.connect_timer(connect),
             Timer::Orphan(at) => self.orphan_timer(at),
+            Timer::Validate => self.validate_timer(),
             Timer::Holder {
                 function,
                 slot,
@@ -209,7 +247,7 @@ impl Device {
             Timer::Holder { function, .. } | Timer::Events(function) => {
                 self.place_of(function).ok()
             }
-            Timer::Connect(_) => None,
+            Timer::Connect(_) | Timer::Validate => None,
         }
     }
 
@@ -258,11 +296,17 @@ impl Device {
     /// A doorbell slot has news.
     #[inline]
     fn rang(&mut self, place: u32, slot: u32) {
-        let Some(function) = self.functions.at(place) else {
+        let Some(function) = self.functions.at_mut(place) else {
             return;
         };
         let used = function.slot(slot);
         let id = function.id;
+        function.recorder.push(Event {
+            at_ns: self.work.now_ns,
+            number: slot,
+            what: What::Doorbell,
+            ..Event::default()
+        });
         if used.qpn != 0 {
             self.activate(QpRef {
                 place,
@@ -428,6 +472,7 @@ impl Device {
         function.registers.syndrome = syndrome;
         let node = function.node;
         self.nodes.counters(node).errors += 1;
+        self.function_failed(place, syndrome);
         self.end_objects(place);
         self.event(place, EventType::DEVICE_FATAL, 0, u32::from(syndrome.0));
         if let Some(function) = self.functions.at(place) {

@@ -56,6 +56,11 @@ impl EventQueue {
         self.ring.as_ref().map(|open| open.slot)
     }
 
+    /// Events that wait for room, or for a ring.
+    pub(crate) fn waiting_len(&self) -> usize {
+        self.waiting.len()
+    }
+
     pub(crate) fn open(&mut self, ring: EqeRing, iova: u64, slot: u32) {
         self.ring = Some(OpenRing {
             ring,

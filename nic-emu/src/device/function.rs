@@ -31,7 +31,9 @@ use super::cq::{CQ_LIMIT, Cq};
 use super::eq::EventQueue;
 use super::holder::{self, HolderTable};
 use super::mr::Regions;
+use super::pause;
 use super::qp::{QP_LIMIT, Qp};
+use super::recorder::Recorder;
 use super::registers::Registers;
 use super::table::Table;
 use super::window::Windows;
@@ -100,6 +102,9 @@ pub(crate) struct Function {
     pub(crate) is_detached: bool,
     pub(crate) wqes: u64,
     pub(crate) tx_bytes: u64,
+    pub(crate) recorder: Recorder,
+    /// Process that attached it, when one did.
+    pub(crate) client_pid: Option<i32>,
 }
 
 impl Function {
@@ -153,6 +158,8 @@ impl Function {
             is_detached: false,
             wqes: 0,
             tx_bytes: 0,
+            recorder: Recorder::new(),
+            client_pid: None,
         };
         // Cold: whoever rings first kicks.
         ring_proto::doorbell::park(function.bar.parked());
@@ -205,6 +212,16 @@ impl Function {
     /// Drops all vectors.
     pub(crate) fn clear_vectors(&mut self) {
         self.vectors.fill_with(|| None);
+    }
+
+    /// Whether its process is stopped by a debugger or a signal.
+    pub(crate) fn is_client_stopped(&self) -> bool {
+        self.client_pid.is_some_and(pause::is_process_stopped)
+    }
+
+    /// Doorbell slots that were ever in use, all below this.
+    pub(crate) fn slots_len(&self) -> u32 {
+        u32::try_from(self.slots.len()).unwrap_or(uar::SLOTS)
     }
 
     /// Who uses a doorbell slot.
@@ -378,7 +395,22 @@ impl Device {
         if self.nodes.find(node).is_none() {
             return Err(DeviceError::NoNode(node));
         }
-        self.functions.add(|id| Function::new(id, node))
+        let function = self.functions.add(|id| Function::new(id, node))?;
+        self.validate_attached();
+        Ok(function)
+    }
+
+    /// Tells which process a function's client is: while that process is stopped, the function's timers wait.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoFunction`].
+    pub fn set_client_process(
+        &mut self,
+        function: FunctionId,
+        pid: i32,
+    ) -> Result<(), DeviceError> {
+        self.function_mut(function)?.client_pid = Some(pid);
+        Ok(())
     }
 
     /// Connects interrupt vector `index` (0..64) to an eventfd, or disconnects it. The eventfd is made non-blocking.

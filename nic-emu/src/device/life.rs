@@ -19,6 +19,7 @@ use ring_proto::sync::Ordering;
 use super::Device;
 use super::packet::Transport;
 use super::qp::{QpRef, RNR_FOREVER};
+use super::recorder::{Event, What};
 use super::timer::Timer;
 
 /// How long an orphan waits for its peer to read it.
@@ -35,6 +36,7 @@ impl Device {
         qp.is_draining = false;
         let timer = qp.hold_timer.take();
         let waiter = qp.waiter.take();
+        self.record_state(at, QpState::ERR);
         if let Some(key) = timer {
             self.timers.cancel(key);
         }
@@ -63,6 +65,7 @@ impl Device {
         if !qp.rq.believe(line.rq_producer().load(Ordering::Acquire)) {
             qp.rq.ring = None;
         }
+        self.validate_doorbell(at);
         while let Some((cqn, entry)) = self.qp_mut(at).and_then(|qp| qp.next_flushed(at.qpn)) {
             self.complete(at.place, cqn, &entry);
         }
@@ -70,12 +73,25 @@ impl Device {
 
     /// A QP goes to ERR for a reason that no completion tells.
     pub(crate) fn fail_qp(&mut self, at: QpRef, syndrome: Syndrome) {
+        self.validate_doorbell(at);
+        self.qp_failed(at.place, at.qpn, syndrome);
         if self.qp_to_err(at) {
             if let Some(function) = self.functions.at(at.place) {
                 self.nodes.counters(function.node).errors += 1;
             }
             self.event(at.place, EventType::QP_FATAL, at.qpn, u32::from(syndrome.0));
         }
+    }
+
+    /// Tells the recorder of a QP's new state.
+    pub(crate) fn record_state(&mut self, at: QpRef, state: QpState) {
+        let changed = Event {
+            number: at.qpn,
+            code: u16::from(state.0),
+            what: What::State,
+            ..Event::default()
+        };
+        self.record(at.place, changed);
     }
 
     /// Empties a QP and brings its attributes back to what they were at its creation.
@@ -105,6 +121,8 @@ impl Device {
         let timer = qp.hold_timer.take();
         let waiter = qp.waiter.take();
         function.clear_producers(&bar, at.qpn);
+        self.record_state(at, QpState::RESET);
+        self.forget_qp(at);
         if let Some(key) = timer {
             self.timers.cancel(key);
         }
@@ -121,6 +139,7 @@ impl Device {
                 qp.state = QpState::RTS;
                 qp.waiter = None;
             }
+            self.record_state(at, QpState::RTS);
             self.activate(at);
         }
     }
@@ -211,6 +230,7 @@ impl Device {
                 }
             }
         }
+        self.forget_qp(at);
         if let Some(key) = timer {
             self.timers.cancel(key);
         }

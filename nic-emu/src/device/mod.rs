@@ -13,6 +13,7 @@
 //!  transfer one WQE between two QPs                        mr window  keys -> memory
 //!  atomic   read-modify-writes of a peer's memory          mw        windows of a region, invalidation
 //!  cq eq    what the client polls                          qp life modify  states, flush, orphans
+//!  validate recorder pause inspect diagnosis: what helps to find faults
 //!  admin cm holder registers   control                     timer table node counters
 //! ```
 
@@ -30,29 +31,41 @@ mod cm;
 mod counters;
 mod cq;
 mod cq_change;
+mod diagnosis;
 mod engine;
 mod eq;
 mod error;
 mod function;
 mod holder;
+mod inspect;
 mod life;
 mod modify;
 mod mr;
 mod mw;
 mod node;
 mod packet;
+mod pause;
 mod qp;
 mod queue;
+mod recorder;
 mod registers;
 mod serve;
 mod table;
 mod timer;
 mod transfer;
+mod validate;
 mod window;
 
 pub use counters::{Counters, NodeCounters};
 pub use error::DeviceError;
+pub use inspect::{
+    CqRow, DoorbellRow, EngineRow, FunctionRow, Inspection, LastError, MrRow, QpRow, Topic,
+    WindowRow, WorkQueueRow,
+};
 pub use node::NodeInfo;
+pub use pause::{PauseOn, Stepped};
+pub use recorder::{EVENTS as RECORDER_EVENTS, EventRow, Recording};
+pub use validate::{DecodedSge, DecodedWqe, Finding, Rule, RuleCount, UnknownRule};
 pub(crate) use window::WINDOWS_LIMIT;
 
 /// What a connect meets whose listener already has its backlog of waiting requests.
@@ -72,6 +85,10 @@ pub struct DeviceOptions {
     pub virtual_time: bool,
     /// See [`BacklogFull`].
     pub backlog_full: BacklogFull,
+    /// Watches for what drivers do wrong although a NIC might let it pass: [`Device::findings`].
+    pub validate: bool,
+    /// Makes the engine stand still when that happens; a finding turns `validate` on.
+    pub pause_on: Option<PauseOn>,
 }
 
 /// Memory that a client lends to its function.
@@ -111,6 +128,7 @@ pub struct Device {
     functions: function::Functions,
     cm: cm::Cm,
     work: engine::Work,
+    diagnosis: diagnosis::Diagnosis,
 }
 
 impl Device {
@@ -124,6 +142,7 @@ impl Device {
         };
         Self {
             clock: timer::Clock::new(options.virtual_time),
+            diagnosis: diagnosis::Diagnosis::new(&options),
             options,
             cookie,
             timers: timer::Timers::default(),

@@ -312,6 +312,10 @@ impl Device {
             return;
         };
         qp.state = to;
+        self.record_state(at, to);
+        let Some(qp) = self.qp_mut(at) else {
+            return;
+        };
         match to {
             QpState::RTR => {
                 qp.peer = peer;

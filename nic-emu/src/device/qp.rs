@@ -45,6 +45,8 @@ pub(crate) struct WorkQueue {
     pub(crate) consumer: u32,
     /// Latest believable doorbell.
     pub(crate) producer: u32,
+    /// Latest doorbell that was not believed, for who looks into it.
+    pub(crate) refused: Option<u32>,
 }
 
 impl WorkQueue {
@@ -54,6 +56,7 @@ impl WorkQueue {
             iova,
             consumer: 0,
             producer: 0,
+            refused: None,
         }
     }
 
@@ -68,6 +71,8 @@ impl WorkQueue {
             .accepts_producer(claimed, self.producer, self.consumer);
         if believable {
             self.producer = claimed;
+        } else {
+            self.refused = Some(claimed);
         }
         believable
     }

@@ -14,6 +14,7 @@ use super::cq::Completed;
 use super::packet::rnr_wait_ns;
 use super::qp::{QpRef, RNR_FOREVER};
 use super::queue::{self, BadWqe, Fetched, SendWork};
+use super::recorder::{Event, What};
 use super::timer::Timer;
 use super::transfer::{Hold, Step};
 
@@ -62,15 +63,21 @@ impl Device {
         if qp.is_orphan {
             return 0;
         }
-        if !qp.refresh(&bar) {
+        let is_believed = qp.refresh(&bar);
+        let state = qp.state;
+        let waiter = if is_believed && qp.waiter.is_some() && qp.has_receive() {
+            qp.waiter.take()
+        } else {
+            None
+        };
+        if self.diagnosis.validator.is_some() {
+            self.validate_posted(at);
+        }
+        if !is_believed {
             self.fail_qp(at, Syndrome::DOORBELL_OUT_OF_RANGE);
             return 1;
         }
-        let state = qp.state;
-        if qp.waiter.is_some()
-            && qp.has_receive()
-            && let Some(waiter) = qp.waiter.take()
-        {
+        if let Some(waiter) = waiter {
             self.activate(waiter);
         }
         match state {
@@ -95,7 +102,12 @@ impl Device {
         let mut bytes_left = BYTES_PER_TURN;
         let mut served = 0;
         let mut goes_on = true;
-        while goes_on && served < WQES_PER_TURN && bytes_left > 0 {
+        let limit = if self.diagnosis.pause.is_careful() {
+            1
+        } else {
+            WQES_PER_TURN
+        };
+        while goes_on && served < limit && bytes_left > 0 {
             match self.fetch_next(at, &mut work) {
                 Next::Nothing => goes_on = false,
                 Next::Skipped => served += 1,
@@ -227,13 +239,29 @@ impl Device {
         }
         qp.hold_kind = kind;
         qp.is_held = true;
-        if let Some(wait_ns) = wait_ns.filter(|_| qp.hold_timer.is_none()) {
+        self.record_held(at, work);
+        let has_timer = self.qp(at).is_some_and(|qp| qp.hold_timer.is_some());
+        if let Some(wait_ns) = wait_ns.filter(|_| !has_timer) {
             let at_ns = self.clock.now_ns().saturating_add(wait_ns);
             let key = self.timers.set(at_ns, Timer::Hold(at));
             if let Some(qp) = self.qp_mut(at) {
                 qp.hold_timer = Some(key);
             }
         }
+    }
+
+    /// Tells the recorder of a WQE that waits.
+    fn record_held(&mut self, at: QpRef, work: &SendWork) {
+        let held = Event {
+            wr_id: work.wr_id(),
+            number: at.qpn,
+            index: work.end,
+            len: work.total(),
+            code: u16::from(work.opcode().0),
+            what: What::Hold,
+            ..Event::default()
+        };
+        self.record(at.place, held);
     }
 
     /// A held send has waited long enough.
@@ -265,6 +293,18 @@ impl Device {
         if let Some(function) = self.functions.at_mut(at.place) {
             function.wqes += 1;
             self.nodes.counters(function.node).wqes += 1;
+            if !work.has(WqeFlags::SIGNALED) {
+                function.recorder.push(Event {
+                    at_ns: self.work.now_ns,
+                    wr_id: work.wr_id(),
+                    number: at.qpn,
+                    index: work.end,
+                    len: work.total(),
+                    code: u16::from(work.opcode().0),
+                    what: What::Done,
+                    ..Event::default()
+                });
+            }
         }
         if work.has(WqeFlags::SIGNALED) {
             self.complete_send(at, work, WcStatus::SUCCESS, Syndrome::NONE);

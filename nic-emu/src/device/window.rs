@@ -24,7 +24,7 @@ use ring_proto::copy;
 use ring_proto::index::Depth;
 use ring_proto::shared::Ring;
 
-use super::{DeviceError, WindowRequest};
+use super::{DeviceError, WindowRequest, WindowRow};
 
 /// Most windows of a function.
 pub(crate) const WINDOWS_LIMIT: usize = 4096;
@@ -151,6 +151,18 @@ impl Windows {
             Some(&(start, len)) if start + len <= end => Ok(found),
             _ => Err(none),
         }
+    }
+
+    /// Every window, as a row of an inspection.
+    pub(crate) fn rows(&self, function: u32) -> impl Iterator<Item = WindowRow> {
+        self.by_iova.iter().map(move |(&iova, window)| WindowRow {
+            function,
+            iova,
+            len: window.len,
+            offset: window.offset,
+            write: window.write,
+            has_memory: window.map.is_some(),
+        })
     }
 
     /// Every window: start and length.

@@ -4,13 +4,14 @@
     reason = "maps its own memory and the device's BAR2, as a client does"
 )]
 
+use std::cell::{Cell, RefCell};
 use std::ffi::CStr;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use memmap2::{MmapOptions, MmapRaw};
-use nic_emu::device::{Device, DeviceOptions, WindowRequest};
+use nic_emu::device::{Device, DeviceOptions, Finding, WindowRequest};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd;
@@ -52,8 +53,24 @@ pub(crate) const B: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 2);
 pub(crate) fn device() -> (Device, NodeId, NodeId) {
     device_with(DeviceOptions {
         virtual_time: true,
+        validate: VALIDATING.get(),
         ..DeviceOptions::default()
     })
+}
+
+thread_local! {
+    /// Devices of this thread are made with the validation layer.
+    static VALIDATING: Cell<bool> = const { Cell::new(false) };
+    /// How often they were looked at, and what was found.
+    static FOUND: RefCell<(u64, Vec<Finding>)> = const { RefCell::new((0, Vec::new())) };
+}
+
+/// Runs a test with the validation layer on; how often it was looked at, and what was found.
+pub(crate) fn validating(case: fn()) -> (u64, Vec<Finding>) {
+    VALIDATING.set(true);
+    case();
+    VALIDATING.set(false);
+    FOUND.take()
 }
 
 pub(crate) fn device_with(options: DeviceOptions) -> (Device, NodeId, NodeId) {
@@ -67,6 +84,12 @@ pub(crate) fn device_with(options: DeviceOptions) -> (Device, NodeId, NodeId) {
 pub(crate) fn pump(device: &mut Device) {
     for _ in 0..100_000 {
         if device.pump().served == 0 && device.try_park() {
+            if VALIDATING.get() {
+                FOUND.with_borrow_mut(|(looks, found)| {
+                    *looks += 1;
+                    found.extend(device.findings());
+                });
+            }
             return;
         }
     }
@@ -872,7 +895,14 @@ impl Pair {
 
     /// The QP of b grants `access` to its peer.
     pub(crate) fn with_access(access: Access) -> Self {
-        let (mut device, a, b) = device();
+        Self::on(device(), access)
+    }
+
+    pub(crate) fn with_options(options: DeviceOptions) -> Self {
+        Self::on(device_with(options), full())
+    }
+
+    fn on((mut device, a, b): (Device, NodeId, NodeId), access: Access) -> Self {
         let mut a = Client::attach(&mut device, a);
         let mut b = Client::attach(&mut device, b);
         let qa = a.qp(&mut device);

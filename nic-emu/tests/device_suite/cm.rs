@@ -455,6 +455,7 @@ fn full_backlog_may_refuse() {
     let (mut device, a, b) = device_with(DeviceOptions {
         virtual_time: true,
         backlog_full: BacklogFull::Refuse,
+        ..DeviceOptions::default()
     });
     let mut a = Client::attach(&mut device, a);
     let mut b = Client::attach(&mut device, b);

@@ -6,6 +6,63 @@ use ring_proto::wqe::{MAX_INLINE, WqeFlags};
 
 use crate::client::{Client, Pair, Send, device, establish, full, pump, sock};
 
+/// Cases of a driver that does everything right, for the validation layer.
+pub(crate) const CASES: &[(&str, fn())] = &[
+    (
+        "send_arrives_in_the_posted_receive",
+        send_arrives_in_the_posted_receive,
+    ),
+    (
+        "immediate_data_and_solicited_flag_arrive",
+        immediate_data_and_solicited_flag_arrive,
+    ),
+    (
+        "gather_lists_of_both_ends_need_not_match",
+        gather_lists_of_both_ends_need_not_match,
+    ),
+    (
+        "inline_data_of_every_length_arrives",
+        inline_data_of_every_length_arrives,
+    ),
+    (
+        "rdma_write_and_read_touch_exactly_their_range",
+        rdma_write_and_read_touch_exactly_their_range,
+    ),
+    ("inline_rdma_write_arrives", inline_rdma_write_arrives),
+    (
+        "rdma_write_with_imm_takes_a_receive_and_leaves_its_memory",
+        rdma_write_with_imm_takes_a_receive_and_leaves_its_memory,
+    ),
+    (
+        "zero_length_rdma_needs_no_key",
+        zero_length_rdma_needs_no_key,
+    ),
+    (
+        "long_messages_arrive_whole_and_in_order_with_short_ones",
+        long_messages_arrive_whole_and_in_order_with_short_ones,
+    ),
+    (
+        "unsignaled_wqes_complete_silently_and_the_counter_covers_them",
+        unsignaled_wqes_complete_silently_and_the_counter_covers_them,
+    ),
+    (
+        "ring_is_used_around_its_end_many_times",
+        ring_is_used_around_its_end_many_times,
+    ),
+    (
+        "read_counts_as_sent_by_the_responder",
+        read_counts_as_sent_by_the_responder,
+    ),
+    (
+        "two_qps_of_one_function_talk_to_each_other",
+        two_qps_of_one_function_talk_to_each_other,
+    ),
+    (
+        "many_qps_share_the_device_without_mixing_streams",
+        many_qps_share_the_device_without_mixing_streams,
+    ),
+];
+
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len)
         .map(|i| seed.wrapping_add(u8::try_from(i * 7 % 251).unwrap()))
