@@ -2,8 +2,9 @@
 //!
 //! Place: `driver` attaches to it, over vfio-user or embedded; `sanlab up` runs it as a process.
 //! Entry points: [`device::Device`] is the NIC itself, [`embedded`] runs it in the caller's process,
-//! [`server`] as a process of its own, which [`control`] talks to.
+//! [`server`] as a process of its own, which [`control`] talks to; [`conformance`] judges any device that speaks our interface.
 
+pub mod conformance;
 pub mod control;
 pub mod device;
 pub mod embedded;

@@ -4,11 +4,13 @@
 //! 2 for a wrong command line. Leaves out: clusters, programs, the switch; that is `sanlab`.
 
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use nic_emu::conformance::{self, EmbeddedTarget, SocketTarget};
 use nic_emu::server::{self, DeviceSocket, NodeAddress, NodeSpec, Sandbox};
 
 const EXAMPLES: &str = "\
@@ -20,6 +22,10 @@ Examples:
 
   The layout of registers, doorbells, elements and messages for a driver in C:
       nic-emu header > sanlab_nic.h
+
+  Whether a device keeps the rules of the verbs:
+      nic-emu conformance
+      nic-emu conformance /tmp/nic-a.sock --peer /tmp/nic-b.sock --address 10.0.0.1 --peer-address 10.0.0.2
 
 Every connection to a socket is a PCI function of its own. When all sockets accept, `ready` is printed.
 SIGINT and SIGTERM end it and remove the sockets. RUST_LOG=debug shows what clients do.
@@ -63,6 +69,77 @@ struct Arguments {
 enum Command {
     /// Prints the whole layout as a C11 header, with assertions on every size and offset.
     Header,
+    /// Judges a device by the rules of the InfiniBand verbs: the one inside this program, or one on vfio-user sockets.
+    ///
+    /// Exit status 1 when a rule is broken. The cases stand in docs/conformance.md.
+    Conformance(Conformance),
+}
+
+#[derive(clap::Args, Debug)]
+struct Conformance {
+    /// Socket of the device; without it the embedded device is judged.
+    socket: Option<PathBuf>,
+
+    /// Socket of another node of the same fabric; the same socket again when it is not given.
+    #[arg(long, value_name = "PATH", requires = "socket")]
+    peer: Option<PathBuf>,
+
+    /// Address of the socket's port; without it the cases about connections are skipped.
+    #[arg(long, value_name = "ADDR", requires = "socket")]
+    address: Option<Ipv4Addr>,
+
+    /// Address of the peer's port; the same address again when it is not given.
+    #[arg(long, value_name = "ADDR", requires = "address")]
+    peer_address: Option<Ipv4Addr>,
+
+    /// Run the cases whose id contains this.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    filter: String,
+
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+
+    /// List the cases and run none.
+    #[arg(long, conflicts_with = "json")]
+    list: bool,
+}
+
+impl Conformance {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let mut out = std::io::stdout().lock();
+        if self.list {
+            for case in conformance::cases().filter(|case| case.id.contains(&self.filter)) {
+                writeln!(out, "{}: {} [{}]", case.id, case.rule, case.source)?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let report = match self.socket {
+            None => conformance::run(&EmbeddedTarget::default(), &self.filter),
+            Some(socket) => {
+                let peer = self.peer.unwrap_or_else(|| socket.clone());
+                let mut target = SocketTarget::new(socket, peer);
+                target.a_address = self.address;
+                target.b_address = self.peer_address.or(self.address);
+                conformance::run(&target, &self.filter)
+            }
+        };
+        if self.json {
+            writeln!(out, "{}", report.to_json())?;
+        } else {
+            write!(out, "{}", report.to_text())?;
+        }
+        anyhow::ensure!(
+            !report.results.is_empty(),
+            "no case has {:?} in its id",
+            self.filter
+        );
+        Ok(if report.failed() == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
 }
 
 /// The page that the header's comments come from.
@@ -116,15 +193,17 @@ impl Arguments {
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<()> {
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Some(Command::Header) => {
             let header = ring_proto::c_header::generate(PAGE);
             std::io::stdout()
                 .write_all(header.as_bytes())
-                .context("cannot print the header")
+                .context("cannot print the header")?;
+            Ok(ExitCode::SUCCESS)
         }
-        None => serve(arguments),
+        Some(Command::Conformance(conformance)) => conformance.run(),
+        None => serve(arguments).map(|()| ExitCode::SUCCESS),
     }
 }
 
@@ -151,7 +230,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "nic-emu: {error:#}");
             ExitCode::FAILURE

@@ -349,3 +349,38 @@ fn descriptors_are_given_back() {
     }
     eventually("given back", count, |&n| n == before);
 }
+
+#[test]
+fn conformance_judges_the_embedded_device_and_one_on_a_socket() {
+    let emulator = Emulator::start();
+    let socket = emulator.socket.to_str().unwrap();
+    for target in [&[][..], &[socket, "--address", "127.77.0.1"][..]] {
+        let output = command()
+            .arg("conformance")
+            .args(target)
+            .args(["--filter", "cm.connect", "--json"])
+            .output()
+            .unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(output.status.success(), "{report:#}");
+        assert_eq!(report["failed"], 0, "{report:#}");
+        assert!(report["passed"].as_u64() > Some(5), "{report:#}");
+    }
+    let output = command().args(["conformance", "--list"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("qp.modify.init-to-rts-refused: "), "{text}");
+    // A device that does not answer keeps no rule, and nothing hangs.
+    let gone = [
+        "conformance",
+        "/nowhere/nic.sock",
+        "--filter",
+        "register.magic",
+    ];
+    let output = command().args(gone).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let output = command()
+        .args(["conformance", "--filter", "no such"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}
