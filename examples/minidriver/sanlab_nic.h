@@ -353,6 +353,7 @@ enum sanlab_syndrome {
     SANLAB_SYNDROME_CQ_OVERRUN = 0x36, /* The completion queue overran */
     SANLAB_SYNDROME_BAD_QP_STATE = 0x37, /* The QP's state does not allow the operation, or no such change of state exists */
     SANLAB_SYNDROME_DISCONNECTED = 0x38, /* The peer disconnected */
+    SANLAB_SYNDROME_RETRIES_EXHAUSTED = 0x39, /* The link lost everything for longer than the QP's retries allow */
     SANLAB_SYNDROME_EQ_OVERRUN = 0x40, /* The function's event queue stayed full for too long */
     SANLAB_SYNDROME_INTERNAL_ERROR = 0x41, /* The device itself failed while it worked for the function */
     SANLAB_SYNDROME_CURRENT_STATE_DIFFERS = 0x50, /* The state that the caller gave as current is not the QP's */
@@ -422,6 +423,7 @@ static inline const char *sanlab_syndrome_name(uint32_t value)
     case 0x36: return "CQ_OVERRUN";
     case 0x37: return "BAD_QP_STATE";
     case 0x38: return "DISCONNECTED";
+    case 0x39: return "RETRIES_EXHAUSTED";
     case 0x40: return "EQ_OVERRUN";
     case 0x41: return "INTERNAL_ERROR";
     case 0x50: return "CURRENT_STATE_DIFFERS";

@@ -147,6 +147,8 @@ codes! {
         BAD_QP_STATE = 55,
         /// The peer disconnected.
         DISCONNECTED = 56,
+        /// The link lost everything for longer than the QP's retries allow.
+        RETRIES_EXHAUSTED = 57,
         /// The function's event queue stayed full for too long.
         EQ_OVERRUN = 64,
         /// The device itself failed while it worked for the function.

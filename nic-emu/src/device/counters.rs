@@ -16,6 +16,10 @@ pub struct Counters {
     pub rx_payload_bytes: u64,
     /// Send WQEs executed.
     pub wqes: u64,
+    /// Requests sent as packets; 0 while every link is perfect.
+    pub tx_packets: u64,
+    /// Requests among them that were sent again.
+    pub retransmitted_packets: u64,
     /// CQEs written.
     pub cqes: u64,
     /// Kicks received while functions of this node slept.

@@ -232,6 +232,8 @@ impl Device {
                 slot,
                 generation,
             } => self.holder_timer(function, slot, generation),
+            Timer::Arrival(flight) => self.arrival_timer(flight),
+            Timer::Packets(at) => self.packets_timer(at),
             Timer::Events(function) => {
                 if let Ok(place) = self.place_of(function) {
                     self.events_timer(place);
@@ -243,11 +245,11 @@ impl Device {
     /// The function that a timer belongs to; `None` when it is gone, or for a timer of the fabric.
     fn timer_place(&self, timer: Timer) -> Option<u32> {
         match timer {
-            Timer::Hold(at) | Timer::Orphan(at) => Some(at.place),
+            Timer::Hold(at) | Timer::Orphan(at) | Timer::Packets(at) => Some(at.place),
             Timer::Holder { function, .. } | Timer::Events(function) => {
                 self.place_of(function).ok()
             }
-            Timer::Connect(_) | Timer::Validate => None,
+            Timer::Connect(_) | Timer::Arrival(_) | Timer::Validate => None,
         }
     }
 

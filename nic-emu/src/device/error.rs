@@ -17,6 +17,12 @@ pub enum DeviceError {
     /// No node of that number exists.
     #[error("node {0} does not exist")]
     NoNode(NodeId),
+    /// A probability of a link is above one million parts per million.
+    #[error("{ppm} parts per million")]
+    BadLink {
+        /// Value asked for.
+        ppm: u32,
+    },
     /// A limit of the device is reached.
     #[error("limit of {limit} {what} reached")]
     Limit {
@@ -115,6 +121,7 @@ impl DeviceError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::NoFunction(_) | Self::NoNode(_) => libc::ENODEV,
+            Self::BadLink { .. } => libc::EINVAL,
             Self::Limit { .. } => libc::ENOSPC,
             Self::BadWindow { .. }
             | Self::Unsealed { .. }

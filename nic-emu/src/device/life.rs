@@ -40,6 +40,7 @@ impl Device {
         if let Some(key) = timer {
             self.timers.cancel(key);
         }
+        self.stop_packets(at);
         self.flush(at);
         if let Some(waiter) = waiter {
             self.activate(waiter);
@@ -98,6 +99,7 @@ impl Device {
     pub(crate) fn reset_qp(&mut self, at: QpRef) {
         self.withdraw_connect_of(at);
         self.unlink(at);
+        self.close_ends(at, false);
         let Some(function) = self.functions.at_mut(at.place) else {
             return;
         };
@@ -134,7 +136,10 @@ impl Device {
     /// Joins two QPs: both go to RTS, each the other's peer.
     pub(crate) fn connect_qps(&mut self, one: QpRef, other: QpRef) {
         for (at, peer) in [(one, other), (other, one)] {
+            // The request and its answer carry the first PSN of each side.
+            let rq_psn = self.qp(peer).map_or(0, |qp| qp.transport.sq_psn);
             if let Some(qp) = self.qp_mut(at) {
+                qp.transport.rq_psn = rq_psn;
                 qp.peer = Some(peer);
                 qp.state = QpState::RTS;
                 qp.waiter = None;
@@ -181,6 +186,7 @@ impl Device {
     pub(crate) fn destroy_qp(&mut self, at: QpRef) {
         self.withdraw_connect_of(at);
         self.unlink(at);
+        self.close_ends(at, false);
         let Some(qp) = self.detach_queues(at) else {
             return;
         };
@@ -249,6 +255,7 @@ impl Device {
             self.destroy_qp(at);
             return;
         };
+        self.close_ends(at, true);
         let Some(detached) = self.detach_queues(at) else {
             return;
         };

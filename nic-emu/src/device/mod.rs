@@ -5,13 +5,14 @@
 //! Invariants: no thread, no lock, no socket inside; every number from a client is checked on a private copy; a client harms itself
 //! only: its QP goes to ERR, or its function to FAILED. Ring bases, depths and indices are the device's own copies.
 //! Hot: `pump` and what it calls for a WQE (`engine`, `serve`, `queue`, `transfer`, `mr`, `cq`): no allocation, lock, log or system call.
-//! Source: verbs semantics by name; docs/device.md. Leaves out: links (everything is message mode), window mode, SRQ.
+//! Source: verbs semantics by name; docs/device.md. Leaves out: window mode, SRQ.
 //!
 //! ```text
 //!  engine   rounds: dirty words -> active QPs -> turns -> interrupts; parks
 //!  serve    one turn of a QP                               queue      fetch and check a WQE
 //!  transfer one WQE between two QPs                        mr window  keys -> memory
 //!  atomic   read-modify-writes of a peer's memory          mw        windows of a region, invalidation
+//!  packet   the same over a link that is not perfect      link       loss, delay, order of packets
 //!  cq eq    what the client polls                          qp life modify  states, flush, orphans
 //!  validate recorder pause inspect diagnosis: what helps to find faults
 //!  admin cm holder registers   control                     timer table node counters
@@ -39,6 +40,7 @@ mod function;
 mod holder;
 mod inspect;
 mod life;
+mod link;
 mod modify;
 mod mr;
 mod mw;
@@ -62,6 +64,7 @@ pub use inspect::{
     CqRow, DoorbellRow, EngineRow, FunctionRow, Inspection, LastError, MrRow, QpRow, Topic,
     WindowRow, WorkQueueRow,
 };
+pub use link::{LinkCounters, LinkParameters, LinkTrace};
 pub use node::NodeInfo;
 pub use pause::{PauseOn, Stepped};
 pub use recorder::{EVENTS as RECORDER_EVENTS, EventRow, Recording};
@@ -125,6 +128,7 @@ pub struct Device {
     clock: timer::Clock,
     timers: timer::Timers,
     nodes: node::Nodes,
+    links: link::Links,
     functions: function::Functions,
     cm: cm::Cm,
     work: engine::Work,
@@ -147,6 +151,7 @@ impl Device {
             cookie,
             timers: timer::Timers::default(),
             nodes: node::Nodes::default(),
+            links: link::Links::default(),
             functions: function::Functions::default(),
             cm: cm::Cm::default(),
             work: engine::Work::default(),

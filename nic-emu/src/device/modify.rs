@@ -342,7 +342,8 @@ impl Device {
         let Some(qp) = self.qp_mut(at) else {
             return;
         };
-        if qp.state != QpState::SQD || !qp.is_draining || qp.is_held {
+        let is_busy = qp.is_held || qp.ends.as_ref().is_some_and(|ends| ends.is_busy());
+        if qp.state != QpState::SQD || !qp.is_draining || is_busy {
             return;
         }
         qp.is_draining = false;

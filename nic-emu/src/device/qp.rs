@@ -16,7 +16,7 @@ use ring_proto::sync::Ordering;
 use super::Device;
 use super::cq::Completed;
 use super::holder::Holders;
-use super::packet::Transport;
+use super::packet::{Ends, Transport};
 use super::queue::{self, RecvWork, SendWork};
 use super::timer::TimerKey;
 use super::transfer::Hold;
@@ -132,6 +132,8 @@ pub(crate) struct Qp {
     pub(crate) wants_drained: bool,
     /// A request of the peer has come.
     pub(crate) is_established: bool,
+    /// Requester and responder of packet mode, once it was needed.
+    pub(crate) ends: Option<Box<Ends>>,
     pub(crate) holders: Holders,
     /// Listener that holds the QP until a process takes it.
     pub(crate) listener: Option<u32>,
@@ -181,6 +183,7 @@ impl Qp {
             is_draining: false,
             wants_drained: false,
             is_established: false,
+            ends: None,
             holders: Holders::of(new.holder),
             listener: None,
             connecting: None,
@@ -247,6 +250,10 @@ impl Qp {
             status: WcStatus::WR_FLUSH_ERR,
             syndrome: Syndrome::FLUSHED,
         };
+        if let Some((wr_id, opcode, end)) = self.ends.as_mut().and_then(|ends| ends.take_flushed())
+        {
+            return Some((self.send_cqn, flushed(wr_id, opcode, end)));
+        }
         if let Some(held) = self.work.as_ref().filter(|_| self.is_held) {
             self.is_held = false;
             let entry = flushed(held.wr_id(), held.opcode().0, held.end);

@@ -212,6 +212,27 @@ impl SendWork {
         }
     }
 
+    /// A request as its responder knows it: the head and operands, no memory.
+    pub(crate) fn arriving(head: SqWqe, operands: [u64; 2]) -> Self {
+        let mut work = Self {
+            head,
+            ..Self::none()
+        };
+        work.words[HEAD_WORDS + 2..HEAD_WORDS + 4].copy_from_slice(&operands);
+        work
+    }
+
+    /// The same request as its responder knows it, so far as it is done.
+    pub(crate) fn begun(&self) -> Self {
+        let mut head = self.head;
+        head.flags &= WqeFlags::SOLICITED.bits();
+        head.count = 0;
+        Self {
+            done: self.done,
+            ..Self::arriving(head, [0, 0])
+        }
+    }
+
     pub(crate) fn opcode(&self) -> Opcode {
         Opcode(self.head.opcode)
     }

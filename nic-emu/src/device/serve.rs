@@ -24,7 +24,7 @@ const WQES_PER_TURN: u64 = 64;
 const BYTES_PER_TURN: u32 = 256 * 1024;
 
 /// What a turn of a QP meets next.
-enum Next {
+pub(crate) enum Next {
     /// Nothing to do.
     Nothing,
     /// A filler.
@@ -96,6 +96,9 @@ impl Device {
     }
 
     fn serve_send_queue(&mut self, at: QpRef) -> u64 {
+        if self.links.is_used && self.goes_by_packets(at) {
+            return self.serve_packets(at);
+        }
         let Some(mut work) = self.qp_mut(at).and_then(|qp| qp.work.take()) else {
             return 0;
         };
@@ -150,7 +153,7 @@ impl Device {
 
     /// Fetches the next WQE of a QP in RTS, or takes up the one that is held, in SQD too.
     #[inline]
-    fn fetch_next(&mut self, at: QpRef, work: &mut SendWork) -> Next {
+    pub(crate) fn fetch_next(&mut self, at: QpRef, work: &mut SendWork) -> Next {
         let Some(qp) = self.qp_mut(at) else {
             return Next::Nothing;
         };
@@ -184,7 +187,7 @@ impl Device {
     }
 
     /// Completes a WQE that the device will not execute.
-    fn refuse(&mut self, at: QpRef, bad: &BadWqe) {
+    pub(crate) fn refuse(&mut self, at: QpRef, bad: &BadWqe) {
         let Some(cqn) = self.qp(at).map(|qp| qp.send_cqn) else {
             return;
         };
@@ -288,7 +291,7 @@ impl Device {
     }
 
     #[inline]
-    fn send_done(&mut self, at: QpRef, work: &SendWork) {
+    pub(crate) fn send_done(&mut self, at: QpRef, work: &SendWork) {
         self.cancel_hold_timer(at);
         if let Some(function) = self.functions.at_mut(at.place) {
             function.wqes += 1;
@@ -312,13 +315,19 @@ impl Device {
     }
 
     #[inline]
-    fn cancel_hold_timer(&mut self, at: QpRef) {
+    pub(crate) fn cancel_hold_timer(&mut self, at: QpRef) {
         if let Some(key) = self.qp_mut(at).and_then(|qp| qp.hold_timer.take()) {
             self.timers.cancel(key);
         }
     }
 
-    fn send_failed(&mut self, at: QpRef, work: &SendWork, status: WcStatus, syndrome: Syndrome) {
+    pub(crate) fn send_failed(
+        &mut self,
+        at: QpRef,
+        work: &SendWork,
+        status: WcStatus,
+        syndrome: Syndrome,
+    ) {
         self.complete_send(at, work, status, syndrome);
         self.qp_to_err(at);
     }

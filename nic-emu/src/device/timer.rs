@@ -28,6 +28,10 @@ pub(crate) enum Timer {
         /// Its generation.
         generation: u32,
     },
+    /// A packet comes to the end of its link.
+    Arrival(u64),
+    /// A requester in packet mode has waited long enough.
+    Packets(QpRef),
     /// Events wait for room in the event queue.
     Events(FunctionId),
     /// The validation layer looks at armed queues.

@@ -176,7 +176,12 @@ impl Device {
 
     /// Fetches and checks the receive that a message goes into; it is then in `receiving` of the peer.
     #[inline]
-    fn find_receive(&mut self, at: QpRef, peer: QpRef, work: &SendWork) -> Result<Straight, Step> {
+    pub(crate) fn find_receive(
+        &mut self,
+        at: QpRef,
+        peer: QpRef,
+        work: &SendWork,
+    ) -> Result<Straight, Step> {
         let Some(function) = self.functions.at_mut(peer.place) else {
             return Err(gone());
         };
@@ -257,7 +262,7 @@ impl Device {
 
     /// The requester's end of a copy.
     #[inline]
-    fn local_side<'a>(
+    pub(crate) fn local_side<'a>(
         &'a self,
         at: QpRef,
         work: &'a SendWork,
@@ -358,7 +363,7 @@ impl Device {
     }
 
     #[inline]
-    fn receive_done(&mut self, at: QpRef, peer: QpRef, work: &SendWork) {
+    pub(crate) fn receive_done(&mut self, at: QpRef, peer: QpRef, work: &SendWork) {
         let Some(other) = self.qp_mut(peer) else {
             return;
         };
@@ -392,7 +397,7 @@ impl Device {
     }
 
     /// The peer's receive cannot take its message.
-    fn receive_failed(&mut self, peer: QpRef, status: WcStatus, syndrome: Syndrome) {
+    pub(crate) fn receive_failed(&mut self, peer: QpRef, status: WcStatus, syndrome: Syndrome) {
         let Some(other) = self.qp_mut(peer) else {
             return;
         };
@@ -416,7 +421,7 @@ impl Device {
     }
 
     #[inline]
-    fn count_bytes(&mut self, from: u32, to: Option<u32>, bytes: u32) {
+    pub(crate) fn count_bytes(&mut self, from: u32, to: Option<u32>, bytes: u32) {
         let bytes = u64::from(bytes);
         if let Some(function) = self.functions.at_mut(from) {
             function.tx_bytes += bytes;
@@ -437,7 +442,7 @@ pub(crate) type Straight = Option<*mut u8>;
 
 /// Checks the SGEs of a list that a message of `total` bytes reaches; empty ones need no key.
 #[inline]
-fn check_sges(
+pub(crate) fn check_sges(
     regions: &Regions,
     pdn: u32,
     sges: &[Sge],
@@ -463,7 +468,7 @@ fn check_sges(
 }
 
 /// One end of a copy.
-enum Side<'a> {
+pub(crate) enum Side<'a> {
     /// Bytes of the device's own copy of a WQE.
     Private(&'a [u8]),
     /// A gather list of one QP.
@@ -517,7 +522,7 @@ impl Side<'_> {
 
 /// Copies bytes `[done, total)` of a message, at most `limit` of them; returns how many.
 #[inline]
-fn move_bytes(
+pub(crate) fn move_bytes(
     source: &Side<'_>,
     target: &Side<'_>,
     done: u32,

@@ -919,8 +919,23 @@ impl Pair {
         pair
     }
 
+    /// QPs in INIT that nobody has connected yet.
+    pub(crate) fn unjoined() -> Self {
+        let (mut device, a, b) = device();
+        let mut a = Client::attach(&mut device, a);
+        let mut b = Client::attach(&mut device, b);
+        let (qa, qb) = (a.qp(&mut device), b.qp(&mut device));
+        Self {
+            device,
+            a,
+            b,
+            qa,
+            qb,
+        }
+    }
+
     /// Connects the QPs through the connection manager.
-    fn join(&mut self) {
+    pub(crate) fn join(&mut self) {
         let listener = self.b.listen(&mut self.device, sock(B, 4000), 8);
         establish(
             &mut self.device,

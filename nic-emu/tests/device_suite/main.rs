@@ -21,6 +21,7 @@ mod hot_path;
 mod model;
 mod modify;
 mod mw;
+mod packet;
 mod packet_attributes;
 mod registers;
 mod rnr;

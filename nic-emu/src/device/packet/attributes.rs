@@ -5,8 +5,6 @@
 //! Source: `ibv_modify_qp` (attributes per transition); timer codes IBA vol. 1, section 9.7.5.2.8 (RNR NAK) and 9.9.2.4 (local ACK
 //! timeout). INIT takes them too, and RETRY_UNLIMITED is ours: the connection manager leads from INIT to RTS at once. Hot: nothing.
 
-#![expect(dead_code, reason = "the engine of packet mode reads them")]
-
 use ring_proto::admin::{QpAttributes, QpModify, QpSettings};
 
 /// Bits of a PSN.

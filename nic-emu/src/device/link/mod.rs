@@ -1,0 +1,338 @@
+//! Links between nodes: what happens to a packet on its way.
+//!
+//! Place: the requester, the responder and the connection manager put packets on a link, the engine's timers take them off.
+//! Invariants: each direction has its own parameters, generator and counters; what a packet meets depends on the seed, the direction
+//! and the packets before it alone. Order is kept but for packets that reordering holds back. A corrupted packet arrives with one bit
+//! flipped and is found by its check. Links sit below the transport: they lose, delay and repeat, they never change a stream.
+//! Hot: nothing; a device without impaired links never comes here (`Links::is_used`). Source: ours, after tc-netem by name.
+//! Leaves out: queues that overflow (a slow link delays without end), background traffic, links shared by several pairs.
+
+use std::collections::HashMap;
+
+use ring_proto::ids::NodeId;
+
+use super::timer::Timer;
+use super::{Device, DeviceError};
+
+mod random;
+
+use random::{MILLION, Random};
+
+/// How one direction of a link treats packets. The default is a perfect link: message mode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LinkParameters {
+    /// False: the direction is cut, nothing arrives.
+    pub up: bool,
+    /// Time on the way.
+    pub latency_ns: u64,
+    /// Largest extra time on the way, drawn evenly; order is kept.
+    pub jitter_ns: u64,
+    /// Packets lost, in parts per million.
+    pub loss_ppm: u32,
+    /// Packets held back so that later ones overtake them, in parts per million.
+    pub reorder_ppm: u32,
+    /// Longest time a packet is held back.
+    pub reorder_ns: u64,
+    /// Packets that arrive twice, in parts per million.
+    pub duplicate_ppm: u32,
+    /// Packets that arrive with a flipped bit, in parts per million.
+    pub corrupt_ppm: u32,
+    /// Bits per second; 0 is without limit.
+    pub bandwidth_bps: u64,
+}
+
+impl Default for LinkParameters {
+    fn default() -> Self {
+        Self {
+            up: true,
+            latency_ns: 0,
+            jitter_ns: 0,
+            loss_ppm: 0,
+            reorder_ppm: 0,
+            reorder_ns: 0,
+            duplicate_ppm: 0,
+            corrupt_ppm: 0,
+            bandwidth_bps: 0,
+        }
+    }
+}
+
+impl LinkParameters {
+    /// Whether connections over the direction need packet mode.
+    #[must_use]
+    pub fn is_impaired(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// What became of the packets of one direction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct LinkCounters {
+    /// Packets put on the link.
+    pub sent: u64,
+    /// Packets taken off it, duplicates and corrupted ones included.
+    pub delivered: u64,
+    /// Packets lost, those of a cut direction included.
+    pub lost: u64,
+    /// Packets held back.
+    pub reordered: u64,
+    /// Packets that arrive twice.
+    pub duplicated: u64,
+    /// Packets whose check failed on arrival.
+    pub corrupted: u64,
+}
+
+/// What all links together did, in one number: the same seed and the same work give the same trace.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LinkTrace {
+    /// Packets sent, lost and delivered.
+    pub events: u64,
+    /// Hash over time, direction, kind and bytes of each.
+    pub hash: u64,
+}
+
+/// One direction.
+#[derive(Debug)]
+struct Link {
+    parameters: LinkParameters,
+    random: Random,
+    counters: LinkCounters,
+    /// When the wire is free again.
+    busy_until_ns: u64,
+    /// Arrival of the latest packet that was not held back.
+    latest_ns: u64,
+}
+
+/// A packet on its way.
+#[derive(Debug)]
+struct Flight {
+    from: NodeId,
+    to: NodeId,
+    frame: Vec<u8>,
+}
+
+/// All links.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    all: HashMap<(NodeId, NodeId), Link>,
+    seed: u64,
+    flights: HashMap<u64, Flight>,
+    last_flight: u64,
+    trace: LinkTrace,
+    /// Some link was impaired once. The one thing that message mode asks.
+    pub(crate) is_used: bool,
+}
+
+impl Links {
+    pub(crate) fn is_impaired(&self, from: NodeId, to: NodeId) -> bool {
+        self.all
+            .get(&(from, to))
+            .is_some_and(|link| link.parameters.is_impaired())
+    }
+
+    pub(crate) fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
+        self.all
+            .get(&(from, to))
+            .is_some_and(|link| !link.parameters.up)
+    }
+
+    /// When the wire of a direction is free again.
+    pub(crate) fn busy_until_ns(&self, from: NodeId, to: NodeId) -> u64 {
+        self.all
+            .get(&(from, to))
+            .map_or(0, |link| link.busy_until_ns)
+    }
+
+    /// Drops frames on their way that `is_meant` names.
+    pub(crate) fn forget(&mut self, is_meant: impl Fn(&[u8]) -> bool) {
+        self.flights.retain(|_, flight| !is_meant(&flight.frame));
+    }
+
+    fn direction(&mut self, from: NodeId, to: NodeId) -> &mut Link {
+        let seed = self.seed;
+        self.all.entry((from, to)).or_insert_with(|| Link {
+            parameters: LinkParameters::default(),
+            random: generator(seed, from, to),
+            counters: LinkCounters::default(),
+            busy_until_ns: 0,
+            latest_ns: 0,
+        })
+    }
+
+    /// Adds an event to the trace. FNV-1a over words.
+    fn note(&mut self, now_ns: u64, kind: u64, from: NodeId, to: NodeId, frame: &[u8]) {
+        let mut hash = if self.trace.hash == 0 {
+            0xcbf2_9ce4_8422_2325
+        } else {
+            self.trace.hash
+        };
+        let mut add = |word: u64| {
+            hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3);
+            hash ^= hash >> 29;
+        };
+        add(now_ns);
+        add(kind << 32 | u64::from(from.0) << 16 | u64::from(to.0));
+        for chunk in frame.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            add(u64::from_le_bytes(word));
+        }
+        self.trace.hash = hash;
+        self.trace.events += 1;
+    }
+}
+
+fn generator(seed: u64, from: NodeId, to: NodeId) -> Random {
+    let direction = u64::from(from.0) << 16 | u64::from(to.0);
+    let mut mixed = Random::new(seed ^ direction.wrapping_mul(0xd6e8_feb8_6659_fd93));
+    Random::new(mixed.next())
+}
+
+impl Device {
+    /// Sets how packets from one node to another are treated, from now on; packets on their way are not touched.
+    ///
+    /// Connections between two nodes with an impaired direction run in packet mode, the others in message mode; live ones change over
+    /// at the next work request, or in the middle of one, without losing or repeating a byte.
+    ///
+    /// # Errors
+    /// [`DeviceError::NoNode`], [`DeviceError::BadLink`].
+    pub fn set_link(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        parameters: LinkParameters,
+    ) -> Result<(), DeviceError> {
+        for node in [from, to] {
+            self.nodes.find(node).ok_or(DeviceError::NoNode(node))?;
+        }
+        for ppm in [
+            parameters.loss_ppm,
+            parameters.reorder_ppm,
+            parameters.duplicate_ppm,
+            parameters.corrupt_ppm,
+        ] {
+            if ppm > MILLION {
+                return Err(DeviceError::BadLink { ppm });
+            }
+        }
+        self.links.direction(from, to).parameters = parameters;
+        self.links.is_used |= parameters.is_impaired();
+        // Whoever waits in the other mode looks again.
+        self.activate_between(from, to);
+        Ok(())
+    }
+
+    /// Parameters of a direction.
+    #[must_use]
+    pub fn link(&self, from: NodeId, to: NodeId) -> LinkParameters {
+        self.links
+            .all
+            .get(&(from, to))
+            .map_or_else(LinkParameters::default, |link| link.parameters)
+    }
+
+    /// Counters of a direction; all zero for one that was always perfect.
+    #[must_use]
+    pub fn link_counters(&self, from: NodeId, to: NodeId) -> LinkCounters {
+        self.links
+            .all
+            .get(&(from, to))
+            .map_or_else(LinkCounters::default, |link| link.counters)
+    }
+
+    /// Seeds the generators of all links anew. Without it the seed is 0.
+    pub fn seed_links(&mut self, seed: u64) {
+        self.links.seed = seed;
+        for (&(from, to), link) in &mut self.links.all {
+            link.random = generator(seed, from, to);
+        }
+    }
+
+    /// What all links did so far.
+    #[must_use]
+    pub fn link_trace(&self) -> LinkTrace {
+        self.links.trace
+    }
+
+    /// Puts a frame on the link.
+    pub(crate) fn put_on_link(&mut self, from: NodeId, to: NodeId, mut frame: Vec<u8>) {
+        let now_ns = self.clock.now_ns();
+        let link = self.links.direction(from, to);
+        let parameters = link.parameters;
+        link.counters.sent += 1;
+        // The same draws for every packet, whatever becomes of it.
+        let is_lost = link.random.hits(parameters.loss_ppm);
+        let is_held = link.random.hits(parameters.reorder_ppm);
+        let is_doubled = link.random.hits(parameters.duplicate_ppm);
+        let is_corrupt = link.random.hits(parameters.corrupt_ppm);
+        let jitter_ns = link.random.up_to(parameters.jitter_ns);
+        let held_ns = link.random.up_to(parameters.reorder_ns);
+        let flip = link.random.next();
+        let start_ns = link.busy_until_ns.max(now_ns);
+        let bits = (frame.len() as u64).saturating_mul(8);
+        let wire_ns = bits
+            .saturating_mul(1_000_000_000)
+            .checked_div(parameters.bandwidth_bps)
+            .unwrap_or(0);
+        link.busy_until_ns = start_ns.saturating_add(wire_ns);
+        if is_lost || !parameters.up {
+            link.counters.lost += 1;
+            self.links.note(now_ns, 1, from, to, &frame);
+            return;
+        }
+        let on_way_ns = parameters.latency_ns.saturating_add(jitter_ns);
+        let in_order_ns = link
+            .busy_until_ns
+            .saturating_add(on_way_ns)
+            .max(link.latest_ns);
+        let arrival_ns = if is_held {
+            link.counters.reordered += 1;
+            in_order_ns.saturating_add(held_ns)
+        } else {
+            link.latest_ns = in_order_ns;
+            in_order_ns
+        };
+        if is_doubled {
+            link.counters.duplicated += 1;
+        }
+        self.links.note(now_ns, 2, from, to, &frame);
+        if is_doubled {
+            self.fly(arrival_ns, from, to, frame.clone());
+        }
+        if is_corrupt {
+            flip_bit(&mut frame, flip);
+        }
+        self.fly(arrival_ns, from, to, frame);
+    }
+
+    fn fly(&mut self, arrival_ns: u64, from: NodeId, to: NodeId, frame: Vec<u8>) {
+        self.links.last_flight += 1;
+        let id = self.links.last_flight;
+        self.links.flights.insert(id, Flight { from, to, frame });
+        self.timers.set(arrival_ns, Timer::Arrival(id));
+    }
+
+    /// A packet has come to the end of its link.
+    pub(crate) fn arrival_timer(&mut self, id: u64) {
+        // Forgotten ones left their timer behind.
+        let Some(Flight { from, to, frame }) = self.links.flights.remove(&id) else {
+            return;
+        };
+        let now_ns = self.clock.now_ns();
+        self.links.note(now_ns, 3, from, to, &frame);
+        self.links.direction(from, to).counters.delivered += 1;
+        if !self.frame_arrived(&frame) {
+            self.links.direction(from, to).counters.corrupted += 1;
+        }
+    }
+}
+
+fn flip_bit(frame: &mut [u8], draw: u64) {
+    let bits = (frame.len() as u64 * 8).max(1);
+    let bit = draw % bits;
+    let place = usize::try_from(bit / 8).ok();
+    if let Some(byte) = place.and_then(|at| frame.get_mut(at)) {
+        *byte ^= 1 << (bit % 8);
+    }
+}
