@@ -123,6 +123,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are little-
 #define SANLAB_VFIO_REGION_WRITE 0x2u /* RegionInfo flag: writable */
 #define SANLAB_VFIO_REGION_MMAP 0x4u /* RegionInfo flag: can be mapped */
 #define SANLAB_VFIO_IRQ_EVENTFD 0x1u /* IrqInfo flag: works by eventfd */
+#define SANLAB_VFIO_IRQ_MASKABLE 0x2u /* IrqInfo flag: vectors can be masked one by one */
 #define SANLAB_VFIO_IRQ_NORESIZE 0x8u /* IrqInfo flag: vectors cannot be added one by one after enabling */
 #define SANLAB_VFIO_IRQ_SET_DATA_NONE 0x1u /* IrqSet flag: no data */
 #define SANLAB_VFIO_IRQ_SET_DATA_BOOL 0x2u /* IrqSet flag: one byte a vector */

@@ -238,7 +238,7 @@ pub fn constants() -> Vec<(&'static str, String)> {
         vfio::CMD_DEVICE_GET_REGION_INFO, vfio::CMD_DEVICE_GET_REGION_IO_FDS, vfio::CMD_DEVICE_GET_IRQ_INFO,
         vfio::CMD_DEVICE_SET_IRQS, vfio::CMD_REGION_READ, vfio::CMD_REGION_WRITE, vfio::CMD_DEVICE_RESET,
         vfio::CMD_REGION_WRITE_MULTI, vfio::DMA_READ, vfio::DMA_WRITE, vfio::DMA_UNMAP_ALL, vfio::DEVICE_RESETTABLE,
-        vfio::DEVICE_PCI, vfio::REGION_READ, vfio::REGION_WRITE, vfio::REGION_MMAP, vfio::IRQ_EVENTFD, vfio::IRQ_NORESIZE,
+        vfio::DEVICE_PCI, vfio::REGION_READ, vfio::REGION_WRITE, vfio::REGION_MMAP, vfio::IRQ_EVENTFD, vfio::IRQ_MASKABLE, vfio::IRQ_NORESIZE,
         vfio::IRQ_SET_DATA_NONE, vfio::IRQ_SET_DATA_BOOL, vfio::IRQ_SET_DATA_EVENTFD, vfio::IRQ_SET_ACTION_MASK,
         vfio::IRQ_SET_ACTION_UNMASK, vfio::IRQ_SET_ACTION_TRIGGER,
         channel::MAGIC, channel::VERSION, channel::PROCESS, channel::TELEMETRY, channel::OPEN_FUNCTION, channel::HOLDER,

@@ -237,6 +237,8 @@ pub const REGION_WRITE: u32 = 2;
 pub const REGION_MMAP: u32 = 4;
 /// IrqInfo flag: works by eventfd.
 pub const IRQ_EVENTFD: u32 = 1;
+/// IrqInfo flag: vectors can be masked one by one.
+pub const IRQ_MASKABLE: u32 = 2;
 /// IrqInfo flag: vectors cannot be added one by one after enabling.
 pub const IRQ_NORESIZE: u32 = 8;
 /// IrqSet flag: no data.

@@ -359,7 +359,7 @@ impl Device {
                     vectors |= arm::fire(line.arm_solicited());
                 }
                 if vectors != 0 {
-                    function.fire(vectors);
+                    function.vectors.fire(vectors);
                 }
             }
         }
@@ -510,7 +510,7 @@ impl Device {
         }
     }
 
-    /// Destroys every object of a function; its windows, vectors and holder slots stay.
+    /// Destroys every object of a function and forgets masks; its windows, vectors and holder slots stay.
     pub fn reset(&mut self, function: FunctionId) {
         let Ok(place) = self.place_of(function) else {
             return;
@@ -518,6 +518,7 @@ impl Device {
         self.end_objects(place);
         if let Some(function) = self.functions.at_mut(place) {
             function.clear_events();
+            function.vectors.reset();
             let generation = function.registers.reset_generation.wrapping_add(1);
             function.registers = Registers::after_resets(generation);
             // Relaxed: read by clients for information only.
@@ -545,7 +546,7 @@ impl Device {
         // Whoever still maps the doorbells must not wait for this function any more.
         owner.bar.failed().store(1, Ordering::Release);
         owner.admin = None;
-        owner.clear_vectors();
+        owner.vectors.disconnect();
         let listeners = owner.listeners.numbers();
         for listener in listeners {
             self.close_listener(place, listener);

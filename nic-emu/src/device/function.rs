@@ -15,7 +15,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use memmap2::{MmapOptions, MmapRaw};
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd;
@@ -37,7 +38,7 @@ use super::recorder::Recorder;
 use super::registers::Registers;
 use super::table::Table;
 use super::window::Windows;
-use super::{Device, DeviceError, WindowRequest};
+use super::{Device, DeviceError, Vectors, WindowRequest};
 
 /// Most PDs of a function.
 pub(crate) const PD_LIMIT: u32 = 4096;
@@ -80,7 +81,7 @@ pub(crate) struct Function {
     pub(crate) bar_file: OwnedFd,
     _bar_map: MmapRaw,
     pub(crate) kick: EventFd,
-    vectors: Vec<Option<OwnedFd>>,
+    pub(crate) vectors: Vectors,
     pub(crate) registers: Registers,
     pub(crate) windows: Windows,
     pub(crate) regions: Regions,
@@ -139,7 +140,7 @@ impl Function {
             bar_file,
             _bar_map: bar_map,
             kick,
-            vectors: (0..regs::VECTORS).map(|_| None).collect(),
+            vectors: Vectors::new(regs::VECTORS),
             registers: Registers::default(),
             windows: Windows::default(),
             regions: Regions::new(seed),
@@ -177,41 +178,16 @@ impl Function {
         }
     }
 
-    /// Fires the vectors of a set.
-    pub(crate) fn fire(&self, mut vectors: u64) {
-        while vectors != 0 {
-            let index = vectors.trailing_zeros();
-            vectors &= vectors - 1;
-            if let Some(Some(eventfd)) = self.vectors.get(index as usize) {
-                // A full counter is a vector that fires anyway; any other failure is the client's own doing.
-                let _ = unistd::write(eventfd, &1u64.to_ne_bytes());
-            }
-        }
-    }
-
     fn set_vector(&mut self, index: u8, eventfd: Option<OwnedFd>) -> Result<(), DeviceError> {
-        let vector = self
-            .vectors
-            .get_mut(usize::from(index))
-            .ok_or(DeviceError::Limit {
-                what: "vectors",
-                limit: u64::from(regs::VECTORS),
-            })?;
-        if let Some(eventfd) = &eventfd {
-            // A counter near its end must not block the device.
-            let flags = fcntl(eventfd, FcntlArg::F_GETFL)
-                .map_err(|error| DeviceError::system("F_GETFL", error))?;
-            let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
-            fcntl(eventfd, FcntlArg::F_SETFL(flags))
-                .map_err(|error| DeviceError::system("F_SETFL", error))?;
-        }
-        *vector = eventfd;
-        Ok(())
-    }
-
-    /// Drops all vectors.
-    pub(crate) fn clear_vectors(&mut self) {
-        self.vectors.fill_with(|| None);
+        self.vectors
+            .connect(index.into(), eventfd)
+            .map_err(|error| match error {
+                Errno::EINVAL => DeviceError::Limit {
+                    what: "vectors",
+                    limit: u64::from(regs::VECTORS),
+                },
+                other => DeviceError::system("F_SETFL", other),
+            })
     }
 
     /// Whether its process is stopped by a debugger or a signal.
@@ -428,11 +404,23 @@ impl Device {
 
     /// Fires a vector, as a test of the client's wiring does.
     pub fn fire_vector(&mut self, function: FunctionId, index: u8) {
-        if let Ok(function) = self.function(function)
-            && u32::from(index) < regs::VECTORS
-        {
-            function.fire(1 << index);
+        if u32::from(index) < regs::VECTORS {
+            self.change_vectors(function, |vectors| vectors.fire(1 << index));
         }
+    }
+
+    /// Masks, unmasks or fires vectors of a function, as far as it exists.
+    pub fn change_vectors(&mut self, function: FunctionId, change: impl FnOnce(&mut Vectors)) {
+        if let Ok(function) = self.function_mut(function) {
+            change(&mut function.vectors);
+        }
+    }
+
+    /// Vectors that fired while they were masked, one bit each.
+    #[must_use]
+    pub fn pending_vectors(&self, function: FunctionId) -> u64 {
+        self.function(function)
+            .map_or(0, |function| function.vectors.pending())
     }
 
     /// Maps client memory.

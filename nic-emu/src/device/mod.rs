@@ -56,6 +56,7 @@ mod table;
 mod timer;
 mod transfer;
 mod validate;
+mod vectors;
 mod window;
 
 pub use counters::{Counters, NodeCounters};
@@ -69,6 +70,7 @@ pub use node::NodeInfo;
 pub use pause::{PauseOn, Stepped};
 pub use recorder::{EVENTS as RECORDER_EVENTS, EventRow, Recording};
 pub use validate::{DecodedSge, DecodedWqe, Finding, Rule, RuleCount, UnknownRule};
+pub use vectors::{VECTORS_LIMIT, Vectors};
 pub(crate) use window::WINDOWS_LIMIT;
 
 /// What a connect meets whose listener already has its backlog of waiting requests.

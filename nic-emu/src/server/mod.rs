@@ -32,7 +32,7 @@ pub mod sandbox;
 mod signals;
 mod stat;
 mod telemetry;
-mod vfio;
+pub mod vfio;
 
 pub use config::{BacklogFull, BadAddress, ClusterConfig, NODE_LIMIT, NodeAddress, NodeSpec};
 pub use error::ServeError;

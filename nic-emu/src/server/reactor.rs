@@ -23,7 +23,9 @@ use super::log_budget::{LogBudget, now_ns};
 use super::runtime::{EngineGone, EngineHandle, EngineThread};
 use super::signals::Signals;
 use super::stat::{Ledger, Live, node_entries};
-use super::vfio::session::{self, Context, Session};
+use super::vfio::DeviceGone;
+use super::vfio::nic::Function;
+use super::vfio::session::{self, Session};
 use crate::control::connection::{self, Connection};
 use crate::control::{ChannelReply, Done, NodeConfig, Note, Pong, ProviderEntry, Request};
 
@@ -76,7 +78,8 @@ enum Source {
     },
     Control(Connection),
     Session {
-        session: Box<Session>,
+        session: Box<Session<Function>>,
+        node: NodeId,
         family: Option<FamilyId>,
     },
     Channel(Channel),
@@ -272,14 +275,19 @@ impl Reactor {
                 let (connections, turn) = self.accept(token, listener);
                 for connection in connections {
                     self.add_or_drop(Source::Session {
-                        session: Box::new(Session::new(connection, *node)),
+                        session: session_on(connection, *node),
+                        node: *node,
                         family: None,
                     });
                 }
                 Ok(turn)
             }
             Source::Control(connection) => self.control(connection),
-            Source::Session { session, family } => self.session(session, *family),
+            Source::Session {
+                session,
+                node,
+                family,
+            } => self.session(session, *node, *family),
             Source::Channel(channel) => Ok(self.channel(channel)),
             Source::Process(process) => self.process(process),
         }
@@ -302,11 +310,11 @@ impl Reactor {
         match source {
             Source::Control(_) => self.control_connections.retain(|&known| known != token),
             Source::Session { session, .. } => {
-                if let Some(function) = session.function() {
+                if let Some(function) = session.device().map(Function::id) {
                     self.families.remove(&function);
                     debug!(function = function.0, "function hung up");
                 }
-                session.close(&engine)?;
+                session.close().map_err(|DeviceGone| EngineGone)?;
             }
             Source::Process(mut process) => {
                 let holders = process.take_holders();
@@ -356,16 +364,17 @@ impl Reactor {
 
     fn session(
         &mut self,
-        session: &mut Session,
+        session: &mut Session<Function>,
+        node: NodeId,
         family: Option<FamilyId>,
     ) -> Result<Turn, EngineGone> {
-        let before = session.function();
+        let before = session.device().map(Function::id);
         let engine = self.engine.handle();
-        let step = session.ready(&mut Context {
-            engine: &engine,
-            log: &mut self.log,
-        })?;
-        if let (None, Some(function), Some(family)) = (before, session.function(), family) {
+        let step = session
+            .ready(&mut || Function::attach(&engine, node), &mut self.log)
+            .map_err(|DeviceGone| EngineGone)?;
+        let after = session.device().map(Function::id);
+        if let (None, Some(function), Some(family)) = (before, after, family) {
             self.families.insert(function, family);
         }
         Ok(match step {
@@ -409,7 +418,8 @@ impl Reactor {
                 }
                 Next::Request(channel::Request::OpenFunction(socket)) => {
                     self.add_or_drop(Source::Session {
-                        session: Box::new(Session::new(socket, process.node)),
+                        session: session_on(socket, process.node),
+                        node: process.node,
                         family: Some(process.family),
                     });
                 }
@@ -552,6 +562,11 @@ impl Reactor {
             warn!(whom, what, held_back, "peer broke the rules");
         }
     }
+}
+
+/// A session of a node's NIC.
+fn session_on(socket: OwnedFd, node: NodeId) -> Box<Session<Function>> {
+    Box::new(Session::new(socket, format!("node {}", node.0)))
 }
 
 /// What a process tells now, when the source is one that tells.

@@ -457,7 +457,7 @@ fn several_writes_in_one_message_are_done_in_order_up_to_the_first_bad_one() {
 }
 
 #[test]
-fn dirty_page_requests_and_masks_are_not_supported() {
+fn dirty_page_requests_and_masks_by_eventfd_are_not_supported() {
     let stage = Stage::new();
     let mut client = stage.cluster.client();
     let unmap = |flags, address| vfio::DmaUnmap {
@@ -474,8 +474,10 @@ fn dirty_page_requests_and_masks_are_not_supported() {
         let answer = client.call(vfio::CMD_DMA_UNMAP, unmap.as_bytes(), &[]);
         assert_eq!(answer.unwrap_err(), errno);
     }
-    for action in [0x09, 0x11] {
-        assert_eq!(client.set_irqs(action, 0, 1, &[], &[]), Err(Errno::ENOTSUP));
+    let event: OwnedFd = EventFd::new().unwrap().into();
+    for action in [0x0c, 0x14] {
+        let answer = client.set_irqs(action, 0, 1, &[], &[event.as_raw_fd()]);
+        assert_eq!(answer, Err(Errno::ENOTSUP));
     }
     drop(client);
     stage.settle();

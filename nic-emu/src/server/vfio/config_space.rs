@@ -4,12 +4,14 @@
 //! Invariants: 256 bytes; reads see everything, writes change only what the specification lets software change; BARs answer sizing
 //! writes. Nothing here reaches the engine but the function-level reset.
 //! Source: PCI Local Bus 3.0 (header type 0), PCI Express Base (capability 10h, endpoint), MSI-X capability (11h); numbers of
-//! capabilities from linux/pci_regs.h. Leaves out: extended space, power management, INTx.
+//! capabilities from linux/pci_regs.h. power management 1.2 (capability 01h). Leaves out: extended space, INTx.
 //!
 //! ```text
 //! 00 header type 0      BAR0 16 KiB 32-bit, BAR2 8 MiB 64-bit prefetchable, BAR4 4 KiB 32-bit
 //! 40 PCI Express        endpoint, function-level reset
 //! 80 MSI-X              64 vectors, table at BAR4 + 0, pending bits at BAR4 + 800h
+//! 90 power management   version 3, D0 and D3hot without a reset between them
+//! a0 vendor             MAGIC, ABI and the offset of KICK: enough to know the device without a BAR
 //! ```
 
 use ring_proto::{regs, uar};
@@ -28,6 +30,9 @@ const CAPABILITIES: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
 const PCIE: usize = 0x40;
 const MSIX: usize = 0x80;
+const POWER: usize = 0x90;
+const VENDOR: usize = 0xa0;
+const VENDOR_LEN: u8 = 16;
 
 /// Command bits that software may set: memory space, bus master, parity, SERR, INTx disable.
 const COMMAND_WRITABLE: u16 = 0x0546;
@@ -35,6 +40,13 @@ const COMMAND_WRITABLE: u16 = 0x0546;
 const STATUS_CAPABILITIES: u16 = 0x10;
 const CAP_PCIE: u8 = 0x10;
 const CAP_MSIX: u8 = 0x11;
+const CAP_POWER: u8 = 0x01;
+const CAP_VENDOR: u8 = 0x09;
+/// Power management: no reset on the way from D3hot to D0.
+const NO_SOFT_RESET: u8 = 1 << 3;
+/// Byte of the MSI-X control register with enable and function mask.
+const MSIX_CONTROL: usize = MSIX + 3;
+const FUNCTION_MASK: u8 = 0x40;
 /// PCIe device capabilities: function-level reset, role-based error reporting.
 const DEVICE_CAPABILITIES: u32 = 1 << 28 | 1 << 15;
 /// PCIe device control: initiate function-level reset.
@@ -63,6 +75,8 @@ pub(crate) enum Effect {
     None,
     /// A function-level reset.
     Reset,
+    /// The function mask of MSI-X was written.
+    MaskAll(bool),
 }
 
 impl ConfigSpace {
@@ -95,13 +109,23 @@ impl ConfigSpace {
         space.put(PCIE + 0x12, &0x11u16.to_le_bytes(), &[]);
 
         let table_size = u16::try_from(regs::VECTORS - 1).expect("64 vectors");
-        space.put(MSIX, &[CAP_MSIX, 0], &[]);
+        space.put(MSIX, &[CAP_MSIX, offset_byte(POWER)], &[]);
         // Enable and function mask are the software's.
         space.put(MSIX + 2, &table_size.to_le_bytes(), &[0x00, 0xc0]);
         let table = msix::TABLE_OFFSET | regs::REGION_BAR4;
         let pending = msix::PENDING_OFFSET | regs::REGION_BAR4;
         space.put(MSIX + 4, &table.to_le_bytes(), &[]);
         space.put(MSIX + 8, &pending.to_le_bytes(), &[]);
+
+        space.put(POWER, &[CAP_POWER, offset_byte(VENDOR), 0x03, 0x00], &[]);
+        // The power state is the software's; nothing hangs on it.
+        space.put(POWER + 4, &[NO_SOFT_RESET, 0], &[0x03, 0x00]);
+
+        space.put(VENDOR, &[CAP_VENDOR, 0, VENDOR_LEN, 0], &[]);
+        space.put(VENDOR + 4, &regs::MAGIC_VALUE.to_le_bytes(), &[]);
+        space.put(VENDOR + 8, &regs::ABI_VALUE.to_le_bytes(), &[]);
+        let kick = u32::try_from(regs::KICK).expect("registers lie in BAR0");
+        space.put(VENDOR + 12, &kick.to_le_bytes(), &[]);
         space
     }
 
@@ -137,6 +161,8 @@ impl ConfigSpace {
             self.bytes[at] = self.bytes[at] & !mask | new & mask;
             if at == PCIE + 0x09 && new & INITIATE_FLR != 0 {
                 effect = Effect::Reset;
+            } else if at == MSIX_CONTROL && effect == Effect::None {
+                effect = Effect::MaskAll(new & FUNCTION_MASK != 0);
             }
         }
         if effect == Effect::Reset {
@@ -202,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn the_capability_list_ends_and_holds_pcie_and_msix() {
+    fn the_capability_list_ends_and_holds_all() {
         let space = ConfigSpace::new();
         let mut at = u32_at(&space, 0x34) & 0xff;
         let mut found = Vec::new();
@@ -212,7 +238,15 @@ mod tests {
             at = header >> 8 & 0xff;
             assert!(found.len() < 10);
         }
-        assert_eq!(found, [0x10, 0x11]);
+        assert_eq!(found, [0x10, 0x11, 0x01, 0x09]);
+        assert_eq!(
+            u32_at(&space, 0xa0) >> 16,
+            16,
+            "length of the vendor capability"
+        );
+        assert_eq!(u32_at(&space, 0xa4), regs::MAGIC_VALUE);
+        assert_eq!(u32_at(&space, 0xa8), regs::ABI_VALUE);
+        assert_eq!(u64::from(u32_at(&space, 0xac)), regs::KICK);
         assert_eq!(u32_at(&space, 0x80) >> 16 & 0x7ff, 63);
         assert_eq!(u32_at(&space, 0x84), 4);
         assert_eq!(u32_at(&space, 0x88), 0x804);
@@ -221,7 +255,15 @@ mod tests {
     #[test]
     fn msix_enable_sticks_and_a_function_level_reset_clears_everything() {
         let mut space = ConfigSpace::new();
-        assert_eq!(space.write(0x82, &[0xff, 0xff]), Some(Effect::None));
+        assert_eq!(
+            space.write(0x82, &[0xff, 0xff]),
+            Some(Effect::MaskAll(true))
+        );
+        assert_eq!(space.write(0x83, &[0x80]), Some(Effect::MaskAll(false)));
+        assert_eq!(
+            space.write(0x82, &[0xff, 0xff]),
+            Some(Effect::MaskAll(true))
+        );
         assert_eq!(u32_at(&space, 0x80) >> 16, 0xc03f);
         write_u32(&mut space, 4, 0x6);
         assert_eq!(space.write(0x48, &[0, 0x80]), Some(Effect::Reset));

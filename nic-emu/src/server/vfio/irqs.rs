@@ -1,91 +1,92 @@
 //! Interrupts: GET_IRQ_INFO and SET_IRQS.
 //!
-//! Place: between [`super::session`] and the device's vectors. Invariants: only eventfds become vectors, because the engine writes to
-//! them and must not block; all descriptors of a message are checked before the first one is used.
-//! Source: vfio-user protocol, linux/vfio.h. Leaves out: INTx, masking by message, interrupts as messages.
+//! Place: between [`super::session`] and the device's vectors. Invariants: only eventfds become vectors, because devices write to
+//! them and must not block; all descriptors of a message are checked before the first one is used; a device sees existing vectors only.
+//! Source: vfio-user protocol, linux/vfio.h. Leaves out: masks by eventfd, interrupts as messages.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use ring_proto::ids::FunctionId;
-use ring_proto::regs;
-use ring_proto::vfio::{IRQ_EVENTFD, IrqInfo};
+use ring_proto::vfio::{IRQ_MASKABLE, IrqInfo};
 use zerocopy::IntoBytes;
 
-use super::message::IrqAction;
-use super::{Failure, Reply};
-use crate::server::runtime::EngineHandle;
+use super::message::{IrqRequest, Which};
+use super::{Device, Failure, IrqAction, IrqType, Reply};
+use crate::device::VECTORS_LIMIT;
+
+fn irq_type<D: Device>(device: &D, index: u32) -> Result<IrqType, Errno> {
+    if index >= device.shape().irqs {
+        return Err(Errno::EINVAL);
+    }
+    let kind = device.irq(index);
+    Ok(IrqType {
+        vectors: kind.vectors.min(VECTORS_LIMIT),
+        ..kind
+    })
+}
 
 /// Describes an interrupt type.
-pub(crate) fn info(index: u32) -> Result<Reply, Failure> {
-    if index >= regs::NUM_IRQS {
-        return Err(Errno::EINVAL.into());
-    }
-    let (flags, count) = if index == regs::IRQ_MSIX {
-        (IRQ_EVENTFD, regs::VECTORS)
-    } else {
-        (0, 0)
-    };
+pub(crate) fn info<D: Device>(device: &D, index: u32) -> Result<Reply, Failure> {
+    let kind = irq_type(device, index)?;
     let info = IrqInfo {
         argsz: u32::try_from(size_of::<IrqInfo>()).expect("16 bytes"),
-        flags,
+        flags: kind.flags,
         index,
-        count,
+        count: kind.vectors,
     };
     Ok(Reply::bytes(info.as_bytes()))
 }
 
-/// Connects, disconnects or fires vectors.
-pub(crate) fn set(
-    engine: &EngineHandle,
-    function: FunctionId,
+/// Connects, disconnects, masks or fires vectors.
+pub(crate) fn set<D: Device>(
+    device: &mut D,
     index: u32,
     start: u32,
     count: u32,
-    action: IrqAction<'_>,
+    request: IrqRequest<'_>,
     fds: Vec<OwnedFd>,
 ) -> Result<Reply, Failure> {
-    let vectors = if index == regs::IRQ_MSIX {
-        regs::VECTORS
-    } else {
-        0
-    };
-    if index >= regs::NUM_IRQS || start.saturating_add(count) > vectors {
+    let kind = irq_type(device, index)?;
+    if start.saturating_add(count) > kind.vectors {
         return Err(Errno::EINVAL.into());
     }
-    let number = |vector: u32| u8::try_from(vector).expect("vectors are fewer than 256");
-    match action {
-        IrqAction::DisableAll => {
-            engine.call(move |device| {
-                (0..vectors).try_for_each(|v| device.set_vector(function, number(v), None))
-            })??;
+    let range = set_of(start..start + count);
+    let chosen = |which: Which<'_>| match which {
+        Which::All => range,
+        Which::Some(bytes) => {
+            let chosen = (start..).zip(bytes).filter(|&(_, &byte)| byte != 0);
+            set_of(chosen.map(|(vector, _)| vector))
         }
-        IrqAction::Assign => {
+    };
+    let action = match request {
+        IrqRequest::DisableAll => IrqAction::Disconnect(set_of(0..kind.vectors)),
+        // No descriptors at all: the range is disconnected.
+        IrqRequest::Assign if fds.is_empty() => IrqAction::Disconnect(range),
+        IrqRequest::Assign => {
             if !fds.iter().all(is_eventfd) {
                 return Err(Errno::EINVAL.into());
             }
-            engine.call(move |device| {
-                // No descriptors at all: the range is disconnected.
-                let mut fds = fds.into_iter();
-                (start..start + count)
-                    .try_for_each(|v| device.set_vector(function, number(v), fds.next()))
-            })??;
+            IrqAction::Connect { start, fds }
         }
-        IrqAction::Trigger => {
-            engine.call(move |device| {
-                (start..start + count).for_each(|v| device.fire_vector(function, number(v)));
-            })?;
+        IrqRequest::Trigger(which) => IrqAction::Trigger(chosen(which)),
+        IrqRequest::Mask(_) | IrqRequest::Unmask(_) if kind.flags & IRQ_MASKABLE == 0 => {
+            return Err(Errno::ENOTSUP.into());
         }
-        IrqAction::TriggerSome(which) => {
-            let which = which.to_vec();
-            engine.call(move |device| {
-                for (vector, _) in (start..).zip(which).filter(|&(_, fire)| fire != 0) {
-                    device.fire_vector(function, number(vector));
-                }
-            })?;
-        }
-    }
+        IrqRequest::Mask(which) => IrqAction::Mask(chosen(which)),
+        IrqRequest::Unmask(which) => IrqAction::Unmask(chosen(which)),
+    };
+    device.set_irqs(index, action)?;
     Ok(Reply::default())
+}
+
+/// Vectors below [`VECTORS_LIMIT`] as a set.
+fn set_of(vectors: impl Iterator<Item = u32>) -> u64 {
+    vectors.fold(0, |set, vector| set | 1 << vector)
+}
+
+/// The vectors of a set.
+pub(crate) fn members(set: u64) -> impl Iterator<Item = u8> {
+    (0u8..64).filter(move |&vector| set & 1 << vector != 0)
 }
 
 /// Whether a descriptor is an eventfd: the kernel's name for it tells.
@@ -107,5 +108,12 @@ mod tests {
         let epoll =
             nix::sys::epoll::Epoll::new(nix::sys::epoll::EpollCreateFlags::empty()).unwrap();
         assert!(!is_eventfd(&epoll.0));
+    }
+
+    #[test]
+    fn sets_have_a_bit_for_each_member() {
+        assert_eq!(set_of(0..64), u64::MAX);
+        assert_eq!(set_of(std::iter::empty()), 0);
+        assert_eq!(members(1 << 63 | 5).collect::<Vec<_>>(), [0, 2, 63]);
     }
 }

@@ -11,7 +11,6 @@ use std::ffi::CStr;
 use std::mem::size_of;
 
 use nix::errno::Errno;
-use ring_proto::regs;
 use ring_proto::vfio::{self, Header};
 use zerocopy::FromBytes;
 
@@ -60,17 +59,28 @@ pub(crate) fn frame(header: &Header) -> Frame {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Minor(u16);
 
+/// Which vectors of a range are meant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Which<'a> {
+    /// All of it.
+    All,
+    /// Those whose byte is not zero.
+    Some(&'a [u8]),
+}
+
 /// What a SET_IRQS asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum IrqAction<'a> {
+pub(crate) enum IrqRequest<'a> {
     /// Disconnect every vector.
     DisableAll,
     /// Connect the descriptors of the message, or disconnect the range when it has none.
     Assign,
-    /// Fire the range.
-    Trigger,
-    /// Fire those whose byte is not zero.
-    TriggerSome(&'a [u8]),
+    /// Fire.
+    Trigger(Which<'a>),
+    /// Hold back.
+    Mask(Which<'a>),
+    /// Let go.
+    Unmask(Which<'a>),
 }
 
 /// A command with sound lengths.
@@ -95,7 +105,7 @@ pub(crate) enum Request<'a> {
         index: u32,
         start: u32,
         count: u32,
-        action: IrqAction<'a>,
+        action: IrqRequest<'a>,
     },
     RegionRead {
         region: u32,
@@ -119,7 +129,7 @@ pub(crate) fn parse(command: u16, payload: &[u8], fds: usize) -> Result<Request<
     let wanted = match request {
         Request::DmaMap(_) => fds <= 1,
         Request::SetIrqs {
-            action: IrqAction::Assign,
+            action: IrqRequest::Assign,
             count,
             ..
         } => fds == 0 || usize::try_from(count) == Ok(fds),
@@ -233,12 +243,6 @@ fn sized<T>(argsz: u32) -> Result<(), Errno> {
 
 fn version(payload: &[u8]) -> Result<Minor, Errno> {
     // Nothing a client can announce changes what it is sent: no reply carries more than one descriptor.
-    #[derive(serde::Deserialize)]
-    struct Data {
-        #[serde(default)]
-        #[serde(rename = "capabilities")]
-        _capabilities: serde_json::Map<String, serde_json::Value>,
-    }
     let (version, data) = prefix::<vfio::Version>(payload)?;
     if version.major != vfio::VERSION_MAJOR {
         return Err(Errno::EPROTONOSUPPORT);
@@ -246,7 +250,11 @@ fn version(payload: &[u8]) -> Result<Minor, Errno> {
     if !data.is_empty() {
         // What a compiler puts behind the NUL to fill a structure up is not part of the text.
         let text = CStr::from_bytes_until_nul(data).map_err(|_| Errno::EINVAL)?;
-        serde_json::from_slice::<Data>(text.to_bytes()).map_err(|_| Errno::EINVAL)?;
+        let data: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(text.to_bytes()).map_err(|_| Errno::EINVAL)?;
+        if data.get("capabilities").is_some_and(|c| !c.is_object()) {
+            return Err(Errno::EINVAL);
+        }
     }
     Ok(Minor(version.minor.min(vfio::VERSION_MINOR)))
 }
@@ -265,19 +273,26 @@ fn set_irqs(payload: &[u8], fds: usize) -> Result<Request<'_>, Errno> {
     if set.start.checked_add(set.count).is_none() {
         return Err(Errno::EINVAL);
     }
-    if set.flags & ACTION != vfio::IRQ_SET_ACTION_TRIGGER {
-        // IRQ_INFO does not offer masking.
-        return Err(Errno::ENOTSUP);
-    }
-    let action = match set.flags & DATA {
-        vfio::IRQ_SET_DATA_NONE if set.count == 0 && set.start == 0 => IrqAction::DisableAll,
-        vfio::IRQ_SET_DATA_NONE if set.count == 0 => return Err(Errno::EINVAL),
-        vfio::IRQ_SET_DATA_NONE => IrqAction::Trigger,
+    let which = match set.flags & DATA {
+        vfio::IRQ_SET_DATA_NONE => Some(Which::All),
         vfio::IRQ_SET_DATA_BOOL if usize::try_from(set.count) == Ok(data.len()) => {
-            IrqAction::TriggerSome(data)
+            Some(Which::Some(data))
         }
-        vfio::IRQ_SET_DATA_EVENTFD if set.count != 0 && fds <= vfio::MAX_FDS => IrqAction::Assign,
-        _ => return Err(Errno::EINVAL),
+        vfio::IRQ_SET_DATA_BOOL => return Err(Errno::EINVAL),
+        _ => None,
+    };
+    let action = match (set.flags & ACTION, which) {
+        (vfio::IRQ_SET_ACTION_TRIGGER, Some(Which::All)) if set.count == 0 && set.start == 0 => {
+            IrqRequest::DisableAll
+        }
+        _ if set.count == 0 && which != Some(Which::Some(&[])) => return Err(Errno::EINVAL),
+        (vfio::IRQ_SET_ACTION_TRIGGER, Some(which)) => IrqRequest::Trigger(which),
+        (vfio::IRQ_SET_ACTION_MASK, Some(which)) => IrqRequest::Mask(which),
+        (vfio::IRQ_SET_ACTION_UNMASK, Some(which)) => IrqRequest::Unmask(which),
+        (vfio::IRQ_SET_ACTION_TRIGGER, None) if fds <= vfio::MAX_FDS => IrqRequest::Assign,
+        (vfio::IRQ_SET_ACTION_TRIGGER, None) => return Err(Errno::EINVAL),
+        // Masks by eventfd: nothing announces them.
+        _ => return Err(Errno::ENOTSUP),
     };
     Ok(Request::SetIrqs {
         index: set.index,
@@ -369,8 +384,6 @@ pub(crate) fn name(command: u16) -> &'static str {
         _ => "unknown command",
     }
 }
-
-const _: () = assert!(regs::VECTORS as usize <= 256);
 
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,9 @@
 //! BAR4: the MSI-X table and the pending bits, both trapped.
 //!
 //! Place: region 4 of the vfio-user device. Invariants: the table stores what the client writes, reserved bits excepted; interrupts
-//! go to the eventfds of SET_IRQS and to nowhere else.
-//! Source: PCI Local Bus 3.0, section 6.8.2. DEVIATION: mask bits of the table hold no interrupt back and pending bits read 0, as
-//! with every vfio device: whoever owns the eventfds masks by taking them away.
+//! go to the eventfds of SET_IRQS and to nowhere else, whatever addresses the table holds.
+//! Source: PCI Local Bus 3.0, section 6.8.2. DEVIATION: a vector that nobody masked is not held back, although its mask bit reads 1
+//! after reset: clients of vfio connect eventfds and may never write the table, which a VMM keeps for itself.
 
 use ring_proto::regs;
 
@@ -37,22 +37,25 @@ impl MsixTable {
         Self { bytes }
     }
 
-    /// Copies from `offset` of BAR4; false when that leaves the region.
-    pub(crate) fn read(&self, offset: u64, to: &mut [u8]) -> bool {
+    /// Copies from `offset` of BAR4, with these vectors pending; false when that leaves the region.
+    pub(crate) fn read(&self, offset: u64, to: &mut [u8], pending: u64) -> bool {
         let Some(start) = start(offset, to.len()) else {
             return false;
         };
+        let pending = pending.to_le_bytes();
         for (at, byte) in (start..).zip(to) {
-            *byte = self.bytes.get(at).copied().unwrap_or(0);
+            let behind = at.checked_sub(PENDING_OFFSET as usize);
+            let pending = behind.and_then(|at| pending.get(at));
+            *byte = self.bytes.get(at).or(pending).copied().unwrap_or(0);
         }
         true
     }
 
-    /// Writes at `offset` of BAR4; false when that leaves the region. Bytes behind the table are read-only.
-    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> bool {
-        let Some(start) = start(offset, data.len()) else {
-            return false;
-        };
+    /// Writes at `offset` of BAR4; gives the vectors that this masks and unmasks, `None` when it leaves the region. Bytes behind the
+    /// table are read-only.
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Option<(u64, u64)> {
+        let start = start(offset, data.len())?;
+        let (mut masked, mut unmasked) = (0, 0);
         for (at, &new) in (start..).zip(data) {
             let mask = match at % ENTRY_LEN {
                 // The low two bits of an address are zero.
@@ -61,11 +64,32 @@ impl MsixTable {
                 13..=15 => 0x00,
                 _ => 0xff,
             };
-            if let Some(byte) = self.bytes.get_mut(at) {
-                *byte = *byte & !mask | new & mask;
+            let Some(byte) = self.bytes.get_mut(at) else {
+                break;
+            };
+            *byte = *byte & !mask | new & mask;
+            if at % ENTRY_LEN == VECTOR_CONTROL {
+                let vector = 1u64 << (at / ENTRY_LEN);
+                if new & 1 == 1 {
+                    masked |= vector;
+                } else {
+                    unmasked |= vector;
+                }
             }
         }
-        true
+        Some((masked, unmasked))
+    }
+
+    /// Shows masks that were set by message.
+    pub(crate) fn show_masks(&mut self, masked: u64, unmasked: u64) {
+        for (vector, entry) in self.bytes.chunks_exact_mut(ENTRY_LEN).enumerate() {
+            if masked >> vector & 1 == 1 {
+                entry[VECTOR_CONTROL] = 1;
+            }
+            if unmasked >> vector & 1 == 1 {
+                entry[VECTOR_CONTROL] = 0;
+            }
+        }
     }
 }
 
@@ -85,10 +109,10 @@ mod tests {
     fn vectors_start_masked_and_keep_what_is_written() {
         let mut table = MsixTable::new();
         let mut entry = [0; 16];
-        assert!(table.read(63 * 16, &mut entry));
+        assert!(table.read(63 * 16, &mut entry, 0));
         assert_eq!(entry[12], 1);
-        assert!(table.write(63 * 16, &[0xff; 16]));
-        assert!(table.read(63 * 16, &mut entry));
+        assert_eq!(table.write(63 * 16, &[0xff; 16]), Some((1 << 63, 0)));
+        assert!(table.read(63 * 16, &mut entry, 0));
         let wanted = [
             0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0,
         ];
@@ -96,14 +120,28 @@ mod tests {
     }
 
     #[test]
-    fn pending_bits_and_the_rest_read_zero_and_the_end_is_kept() {
+    fn control_words_mask_and_unmask_and_messages_show_there() {
         let mut table = MsixTable::new();
-        assert!(table.write(0x800, &[0xff; 8]));
+        assert_eq!(table.write(12, &[0; 4]), Some((0, 1)));
+        assert_eq!(table.write(16, &[0; 12]), Some((0, 0)), "no control word");
+        assert_eq!(table.write(0, &[1; 48]), Some((0b111, 0)));
+        table.show_masks(0, 0b10);
+        let mut byte = [9];
+        assert!(table.read(28, &mut byte, 0));
+        assert_eq!(byte, [0]);
+    }
+
+    #[test]
+    fn pending_bits_are_read_only_and_the_end_is_kept() {
+        let mut table = MsixTable::new();
+        assert_eq!(table.write(0x800, &[0xff; 8]), Some((0, 0)));
         let mut bytes = [1; 8];
-        assert!(table.read(0x800, &mut bytes));
+        assert!(table.read(0x800, &mut bytes, 0x8000_0000_0000_0002));
+        assert_eq!(bytes, [2, 0, 0, 0, 0, 0, 0, 0x80]);
+        assert!(table.read(0x808, &mut bytes, u64::MAX));
         assert_eq!(bytes, [0; 8]);
-        assert!(table.read(regs::BAR4_LEN - 1, &mut [0]));
-        assert!(!table.read(regs::BAR4_LEN - 1, &mut [0; 2]));
-        assert!(!table.write(u64::MAX, &[0; 2]));
+        assert!(table.read(regs::BAR4_LEN - 1, &mut [0], 0));
+        assert!(!table.read(regs::BAR4_LEN - 1, &mut [0; 2], 0));
+        assert_eq!(table.write(u64::MAX, &[0; 2]), None);
     }
 }

@@ -1,9 +1,9 @@
 //! One vfio-user connection: assembles messages, has them done, sends the replies.
 //!
-//! Place: the control thread calls [`Session::ready`] whenever epoll says so. Invariants: at most one message and [`vfio::MAX_FDS`]
+//! Place: a control loop calls [`Session::ready`] whenever epoll says so. Invariants: at most one message and [`vfio::MAX_FDS`]
 //! descriptors are kept for input, at most [`CONGESTED`] bytes and one more reply for output; a client that does not read its
 //! replies is not read from until it does; a message is read exactly to its end, so descriptors belong to the message they came
-//! with. The function is attached at VERSION and detached by [`Session::close`].
+//! with. The device is opened at VERSION and closed by [`Session::close`].
 //! Source: vfio-user protocol, sections on framing and pipelining.
 
 use std::collections::VecDeque;
@@ -11,17 +11,15 @@ use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use ring_proto::ids::{FunctionId, NodeId};
 use ring_proto::vfio::{self, Header};
 use tracing::{debug, warn};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::message::{self, Frame, HEADER_LEN, Request};
-use super::{Failure, Function, Reply, dma, irqs, regions};
+use super::{Device, DeviceGone, Failure, Reply, Unmap, WindowRequest, irqs, regions};
 use crate::server::epoll::Interest;
 use crate::server::fd_pass::{self, Wait};
 use crate::server::log_budget::{LogBudget, now_ns};
-use crate::server::runtime::{EngineGone, EngineHandle};
 
 /// Output bytes above which no further message is read.
 const CONGESTED: usize = 64 * 1024;
@@ -29,13 +27,6 @@ const CONGESTED: usize = 64 * 1024;
 const CONGESTED_FDS: usize = 8;
 /// Messages done in one go before other connections get their turn.
 const BATCH: usize = 32;
-
-/// What a session needs of its surroundings.
-#[derive(Debug)]
-pub(crate) struct Context<'a> {
-    pub(crate) engine: &'a EngineHandle,
-    pub(crate) log: &'a mut LogBudget,
-}
 
 /// Whether a connection goes on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,10 +39,11 @@ pub(crate) enum Step {
 
 /// A connection.
 #[derive(Debug)]
-pub(crate) struct Session {
+pub(crate) struct Session<D> {
     socket: OwnedFd,
-    node: NodeId,
-    function: Option<Function>,
+    /// Where the client came in, for log lines.
+    entry: String,
+    device: Option<D>,
     input: Input,
     output: Output,
     /// No more input is taken; the connection ends when the output is out.
@@ -94,32 +86,36 @@ enum Arrived {
     End,
 }
 
-impl Session {
-    /// A session on a fresh socket of `node`.
-    pub(crate) fn new(socket: OwnedFd, node: NodeId) -> Self {
+impl<D: Device> Session<D> {
+    /// A session on a fresh socket, which log lines call `entry`.
+    pub(crate) fn new(socket: OwnedFd, entry: String) -> Self {
         Self {
             socket,
-            node,
-            function: None,
+            entry,
+            device: None,
             input: Input::default(),
             output: Output::default(),
             closing: false,
         }
     }
 
-    /// The function, once VERSION attached it.
-    pub(crate) fn function(&self) -> Option<FunctionId> {
-        self.function.as_ref().map(|function| function.id)
+    /// The device, once VERSION opened it.
+    pub(crate) fn device(&self) -> Option<&D> {
+        self.device.as_ref()
     }
 
-    /// Reads, works and writes as far as that goes without waiting.
-    pub(crate) fn ready(&mut self, context: &mut Context<'_>) -> Result<Step, EngineGone> {
+    /// Reads, works and writes as far as that goes without waiting. `open` makes the device.
+    pub(crate) fn ready(
+        &mut self,
+        open: &mut dyn FnMut() -> Result<D, Failure>,
+        log: &mut LogBudget,
+    ) -> Result<Step, DeviceGone> {
         for _ in 0..BATCH {
             if self.closing || self.output.is_congested() {
                 break;
             }
             match self.input.receive(&self.socket) {
-                Ok(Arrived::Message(header, frame)) => self.handle(&header, frame, context)?,
+                Ok(Arrived::Message(header, frame)) => self.handle(&header, frame, open, log)?,
                 Ok(Arrived::Nothing) => break,
                 Ok(Arrived::End) => {
                     // What was answered so far may still be read by a client that closed one direction.
@@ -145,18 +141,18 @@ impl Session {
         }))
     }
 
-    /// Detaches the function; the connection closes with the value.
-    pub(crate) fn close(self, engine: &EngineHandle) -> Result<(), EngineGone> {
-        self.function
-            .map_or(Ok(()), |function| engine.detach(function.id))
+    /// Closes the device; the connection closes with the value.
+    pub(crate) fn close(mut self) -> Result<(), DeviceGone> {
+        self.device.as_mut().map_or(Ok(()), Device::close)
     }
 
     fn handle(
         &mut self,
         header: &Header,
         frame: Frame,
-        context: &mut Context<'_>,
-    ) -> Result<(), EngineGone> {
+        open: &mut dyn FnMut() -> Result<D, Failure>,
+        log: &mut LogBudget,
+    ) -> Result<(), DeviceGone> {
         let fds = mem::take(&mut self.input.fds);
         let lost_fds = mem::take(&mut self.input.lost_fds);
         let result = match frame {
@@ -169,19 +165,19 @@ impl Session {
             Frame::Command(_) if lost_fds => Err(Errno::EMFILE.into()),
             Frame::Command(_) => {
                 let payload = mem::take(&mut self.input.payload);
-                let result = self.command(header.command, &payload, fds, context);
+                let result = self.command(header.command, &payload, fds, open);
                 self.input.payload = payload;
                 result
             }
         };
         let reply = match result {
             Ok(reply) => Some(Outgoing::reply(header, reply)),
-            Err(Failure::Gone(gone)) => return Err(gone),
+            Err(Failure::Gone) => return Err(DeviceGone),
             Err(Failure::Refused(errno)) => {
-                if let Some(held_back) = context.log.spend(now_ns()) {
+                if let Some(held_back) = log.spend(now_ns()) {
                     warn!(
-                        node = self.node.0,
-                        function = self.function().map(|f| f.0),
+                        entry = self.entry,
+                        device = self.device.as_ref().map(Device::describe),
                         command = message::name(header.command),
                         %errno,
                         held_back,
@@ -204,61 +200,73 @@ impl Session {
         command: u16,
         payload: &[u8],
         fds: Vec<OwnedFd>,
-        context: &Context<'_>,
+        open: &mut dyn FnMut() -> Result<D, Failure>,
     ) -> Result<Reply, Failure> {
-        let engine = context.engine;
         let request = message::parse(command, payload, fds.len());
-        let Some(function) = &mut self.function else {
+        let Some(device) = &mut self.device else {
             // The first message has to be a VERSION that we speak; otherwise there is nothing to go on with.
             let Ok(Request::Version(minor)) = request else {
                 self.closing = true;
                 return Err(request.err().unwrap_or(Errno::EINVAL).into());
             };
-            let attached = engine
-                .attach(self.node)?
-                .inspect_err(|_| self.closing = true)?;
-            debug!(
-                node = self.node.0,
-                function = attached.0,
-                "function attached"
-            );
-            self.function = Some(Function::new(attached));
+            self.device = Some(open().inspect_err(|_| self.closing = true)?);
             return Ok(Reply::bytes(message::version_reply(minor)));
         };
         match request? {
             Request::Version(_) => Err(Errno::EINVAL.into()),
-            Request::DmaMap(map) => dma::map(engine, function.id, &map, fds.into_iter().next()),
-            Request::DmaUnmap(unmap) => dma::unmap(engine, function.id, &unmap),
-            Request::DeviceInfo => Ok(regions::device_info()),
-            Request::RegionInfo { index } => function.region_info(engine, index),
-            Request::RegionIoFds { index, argsz } => function.region_io_fds(engine, index, argsz),
-            Request::IrqInfo { index } => irqs::info(index),
+            Request::DmaMap(map) => {
+                device.map(WindowRequest {
+                    fd: fds.into_iter().next(),
+                    offset: map.offset,
+                    iova: map.address,
+                    len: map.size,
+                    read: map.flags & vfio::DMA_READ != 0,
+                    write: map.flags & vfio::DMA_WRITE != 0,
+                })?;
+                Ok(Reply::default())
+            }
+            Request::DmaUnmap(unmap) => {
+                device.unmap(if unmap.flags == vfio::DMA_UNMAP_ALL {
+                    Unmap::All
+                } else {
+                    Unmap::Range {
+                        address: unmap.address,
+                        size: unmap.size,
+                    }
+                })?;
+                // The reply repeats the request.
+                Ok(Reply::bytes(unmap.as_bytes()))
+            }
+            Request::DeviceInfo => Ok(regions::device_info(device)),
+            Request::RegionInfo { index } => regions::info(device, index),
+            Request::RegionIoFds { index, argsz } => regions::io_fds(device, index, argsz),
+            Request::IrqInfo { index } => irqs::info(device, index),
             Request::SetIrqs {
                 index,
                 start,
                 count,
                 action,
-            } => irqs::set(engine, function.id, index, start, count, action, fds),
+            } => irqs::set(device, index, start, count, action, fds),
             Request::RegionRead {
                 region,
                 offset,
                 count,
-            } => function.region_read(engine, region, offset, count),
+            } => regions::read(device, region, offset, count),
             Request::RegionWrite {
                 region,
                 offset,
                 data,
-            } => function.region_write(engine, region, offset, data),
-            Request::RegionWriteMulti(entries) => function.region_write_multi(engine, &entries),
+            } => regions::write(device, region, offset, data),
+            Request::RegionWriteMulti(entries) => regions::write_multi(device, &entries),
             Request::Reset => {
-                function.reset(engine)?;
+                device.reset()?;
                 Ok(Reply::default())
             }
         }
     }
 }
 
-impl AsFd for Session {
+impl<D> AsFd for Session<D> {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.socket.as_fd()
     }
