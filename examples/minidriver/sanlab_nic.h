@@ -353,7 +353,7 @@ enum sanlab_syndrome {
     SANLAB_SYNDROME_FLUSHED = 0x35, /* Flushed because the QP went to ERR */
     SANLAB_SYNDROME_CQ_OVERRUN = 0x36, /* The completion queue overran */
     SANLAB_SYNDROME_BAD_QP_STATE = 0x37, /* The QP's state does not allow the operation, or no such change of state exists */
-    SANLAB_SYNDROME_DISCONNECTED = 0x38, /* The peer disconnected */
+    SANLAB_SYNDROME_DISCONNECTED = 0x38, /* Flushed because the peer disconnected, was destroyed or reset */
     SANLAB_SYNDROME_RETRIES_EXHAUSTED = 0x39, /* The link lost everything for longer than the QP's retries allow */
     SANLAB_SYNDROME_EQ_OVERRUN = 0x40, /* The function's event queue stayed full for too long */
     SANLAB_SYNDROME_INTERNAL_ERROR = 0x41, /* The device itself failed while it worked for the function */
@@ -371,6 +371,7 @@ enum sanlab_syndrome {
     SANLAB_SYNDROME_MODERATION_ENDLESS = 0x5b, /* Moderation by count without a period could hold an interrupt back for ever */
     SANLAB_SYNDROME_NO_INITIATOR_DEPTH = 0x60, /* A READ or atomic on a QP whose max_rd_atomic is 0 */
     SANLAB_SYNDROME_NO_RESPONDER_DEPTH = 0x61, /* A READ or atomic to a QP whose max_dest_rd_atomic is 0 */
+    SANLAB_SYNDROME_PORT_DOWN = 0x62, /* The port of one of the two ends stayed down for longer than the retries last */
     SANLAB_SYNDROME_MW_UNKNOWN = 0x80, /* The key names no memory window */
     SANLAB_SYNDROME_MW_WRONG_TYPE = 0x81, /* The window is of type 1, which a WQE cannot bind */
     SANLAB_SYNDROME_MW_PD_MISMATCH = 0x82, /* The window belongs to another protection domain */
@@ -441,6 +442,7 @@ static inline const char *sanlab_syndrome_name(uint32_t value)
     case 0x5b: return "MODERATION_ENDLESS";
     case 0x60: return "NO_INITIATOR_DEPTH";
     case 0x61: return "NO_RESPONDER_DEPTH";
+    case 0x62: return "PORT_DOWN";
     case 0x80: return "MW_UNKNOWN";
     case 0x81: return "MW_WRONG_TYPE";
     case 0x82: return "MW_PD_MISMATCH";

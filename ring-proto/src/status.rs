@@ -145,7 +145,7 @@ codes! {
         CQ_OVERRUN = 54,
         /// The QP's state does not allow the operation, or no such change of state exists.
         BAD_QP_STATE = 55,
-        /// The peer disconnected.
+        /// Flushed because the peer disconnected, was destroyed or reset.
         DISCONNECTED = 56,
         /// The link lost everything for longer than the QP's retries allow.
         RETRIES_EXHAUSTED = 57,
@@ -181,6 +181,8 @@ codes! {
         NO_INITIATOR_DEPTH = 96,
         /// A READ or atomic to a QP whose `max_dest_rd_atomic` is 0.
         NO_RESPONDER_DEPTH = 97,
+        /// The port of one of the two ends stayed down for longer than the retries last.
+        PORT_DOWN = 98,
         /// The key names no memory window.
         MW_UNKNOWN = 128,
         /// The window is of type 1, which a WQE cannot bind.

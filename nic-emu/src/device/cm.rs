@@ -209,7 +209,12 @@ impl Device {
         if let Some(unused) = record.private_data.get_mut(private_len..) {
             unused.fill(0);
         }
-        match self.find_listener(destination) {
+        let found = if self.nodes.is_port_up(node) {
+            self.find_listener(destination)
+        } else {
+            Err(CmStatus::PORT_DOWN)
+        };
+        match found {
             Ok(listener) => self.request(connector, listener, record, wanted.timeout_ms),
             Err(status) => self.rejected(connector, status),
         }
@@ -229,6 +234,9 @@ impl Device {
     fn find_listener(&mut self, destination: SocketAddr) -> Result<ListenerRef, CmStatus> {
         let address = ipv4(destination.ip()).ok_or(CmStatus::NO_ROUTE)?;
         let node = self.nodes.owner(address).ok_or(CmStatus::NO_ROUTE)?;
+        if !self.nodes.is_port_up(node) {
+            return Err(CmStatus::PORT_DOWN);
+        }
         let port = destination.port();
         let specific = (node, Some(address), port);
         let endpoint = if self.cm.groups.contains_key(&specific) {

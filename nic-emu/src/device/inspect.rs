@@ -384,6 +384,7 @@ impl Device {
         let waits_for = qp.is_held.then_some(match qp.hold_kind {
             Hold::Receive => "receive",
             Hold::Connection => "connection",
+            Hold::Port => "port",
         });
         QpRow {
             function: function.id.0,

@@ -112,6 +112,7 @@ impl Device {
         qp.max_rd_atomic = MAX_RD_ATOMIC;
         qp.max_dest_rd_atomic = MAX_RD_ATOMIC;
         qp.transport = Transport::default();
+        qp.flush_syndrome = Syndrome::FLUSHED;
         qp.is_draining = false;
         qp.is_established = false;
         function.regions.qp_ended(at.qpn);
@@ -166,6 +167,9 @@ impl Device {
         };
         let is_orphan = self.qp_mut(peer).is_some_and(|other| {
             other.peer = None;
+            if other.state != QpState::ERR {
+                other.flush_syndrome = Syndrome::DISCONNECTED;
+            }
             other.is_orphan
         });
         if is_orphan {

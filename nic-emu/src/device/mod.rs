@@ -47,6 +47,7 @@ mod mw;
 mod node;
 mod packet;
 mod pause;
+mod port;
 mod qp;
 mod queue;
 mod recorder;

@@ -16,6 +16,7 @@ pub(crate) struct Node {
     pub(crate) addresses: Vec<Ipv4Addr>,
     /// Cumulative counters; gauges stay 0 here.
     pub(crate) counters: Counters,
+    pub(crate) is_port_up: bool,
 }
 
 /// A node as outsiders see it.
@@ -33,6 +34,7 @@ pub struct NodeInfo {
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     all: Vec<Node>,
+    ports_down: usize,
 }
 
 impl Nodes {
@@ -42,12 +44,31 @@ impl Nodes {
             name: name.to_owned(),
             addresses: addresses.to_vec(),
             counters: Counters::default(),
+            is_port_up: true,
         });
         NodeId(id)
     }
 
     pub(crate) fn find(&self, id: NodeId) -> Option<&Node> {
         self.all.get(usize::from(id.0))
+    }
+
+    /// Takes a port up or down; whether that changed something, or `None` without such a node.
+    pub(crate) fn set_port(&mut self, id: NodeId, is_up: bool) -> Option<bool> {
+        let node = self.all.get_mut(usize::from(id.0))?;
+        let is_news = node.is_port_up != is_up;
+        node.is_port_up = is_up;
+        self.ports_down = self.all.iter().filter(|node| !node.is_port_up).count();
+        Some(is_news)
+    }
+
+    #[inline]
+    pub(crate) fn some_port_is_down(&self) -> bool {
+        self.ports_down != 0
+    }
+
+    pub(crate) fn is_port_up(&self, id: NodeId) -> bool {
+        self.find(id).is_some_and(|node| node.is_port_up)
     }
 
     /// The node whose port owns an address.

@@ -126,6 +126,8 @@ pub(crate) struct Qp {
     pub(crate) max_dest_rd_atomic: u8,
     /// Attributes of the transport.
     pub(crate) transport: Transport,
+    /// Why WQEs are flushed: FLUSHED, or DISCONNECTED.
+    pub(crate) flush_syndrome: Syndrome,
     /// In SQD: the WQE under way is not complete yet.
     pub(crate) is_draining: bool,
     /// Its client wants to hear when the SQ has drained.
@@ -180,6 +182,7 @@ impl Qp {
             max_rd_atomic: MAX_RD_ATOMIC,
             max_dest_rd_atomic: MAX_RD_ATOMIC,
             transport: Transport::default(),
+            flush_syndrome: Syndrome::FLUSHED,
             is_draining: false,
             wants_drained: false,
             is_established: false,
@@ -239,6 +242,7 @@ impl Qp {
 
     /// The next WQE to flush, as its completion and the CQ it goes to.
     pub(crate) fn next_flushed(&mut self, qpn: u32) -> Option<(u32, Completed)> {
+        let syndrome = self.flush_syndrome;
         let flushed = |wr_id, opcode, wqe_counter| Completed {
             wr_id,
             byte_len: 0,
@@ -248,7 +252,7 @@ impl Qp {
             src_qpn_flags: 0,
             wqe_counter,
             status: WcStatus::WR_FLUSH_ERR,
-            syndrome: Syndrome::FLUSHED,
+            syndrome,
         };
         if let Some((wr_id, opcode, end)) = self.ends.as_mut().and_then(|ends| ends.take_flushed())
         {

@@ -58,8 +58,9 @@ impl Device {
         let now_ns = self.now_ns();
         let function = self.function(function)?;
         let (register, shift) = locate(offset, len)?;
+        let is_port_up = self.nodes.is_port_up(function.node);
         let value = function
-            .register(register, now_ns)
+            .register(register, now_ns, is_port_up)
             .ok_or(DeviceError::BadRegister { offset, len })?;
         Ok(if len == 4 {
             (value >> shift) & u64::from(u32::MAX)
@@ -152,7 +153,7 @@ impl Device {
 }
 
 impl Function {
-    fn register(&self, offset: u64, now_ns: u64) -> Option<u64> {
+    fn register(&self, offset: u64, now_ns: u64, is_port_up: bool) -> Option<u64> {
         let registers = &self.registers;
         Some(match offset {
             regs::MAGIC => regs::MAGIC_VALUE.into(),
@@ -173,8 +174,7 @@ impl Function {
             regs::MAX_MESSAGE => regs::MESSAGE_LIMIT.into(),
             regs::MAX_DEPTH => regs::DEPTH_LIMIT.into(),
             regs::MAX_MW => MW_LIMIT.into(),
-            // The port has no way to go down in this version.
-            regs::LINK_STATE => 1,
+            regs::LINK_STATE => is_port_up.into(),
             regs::NODE => self.node.0.into(),
             regs::ERROR_SYNDROME => registers.syndrome.0.into(),
             regs::CLOCK_NS => now_ns,

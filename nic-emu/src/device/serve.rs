@@ -226,7 +226,7 @@ impl Device {
                 let delay_ns = peer.map_or(0, |peer| rnr_wait_ns(peer.transport.min_rnr_timer));
                 Some(u64::from(rnr_retry) * delay_ns)
             }
-            Hold::Connection => transport.wait_ns(),
+            Hold::Connection | Hold::Port => transport.wait_ns(),
         };
         let Some(qp) = self.qp_mut(at) else {
             return;
@@ -240,6 +240,16 @@ impl Device {
             );
             return;
         }
+        // Another wait than before has its own limit.
+        let stale = (qp.hold_kind != kind)
+            .then(|| qp.hold_timer.take())
+            .flatten();
+        if let Some(key) = stale {
+            self.timers.cancel(key);
+        }
+        let Some(qp) = self.qp_mut(at) else {
+            return;
+        };
         qp.hold_kind = kind;
         qp.is_held = true;
         self.record_held(at, work);
@@ -283,6 +293,7 @@ impl Device {
         let (status, syndrome) = match qp.hold_kind {
             Hold::Receive => (WcStatus::RNR_RETRY_EXC_ERR, Syndrome::RNR_EXHAUSTED),
             Hold::Connection => (WcStatus::RETRY_EXC_ERR, Syndrome::PEER_GONE),
+            Hold::Port => (WcStatus::RETRY_EXC_ERR, Syndrome::PORT_DOWN),
         };
         self.send_failed(at, &work, status, syndrome);
         if let Some(qp) = self.qp_mut(at) {

@@ -17,6 +17,7 @@
 //! | REM_INV_REQ_ERR + RECV_TOO_SHORT | message longer than the receive | receive LOC_LEN_ERR, ERR |
 //! | REM_OP_ERR + RECV_BAD_WQE | receive malformed or its keys wrong | receive LOC_QP_OP_ERR / LOC_ACCESS_ERR, ERR |
 //! | REM_ACCESS_ERR + INV_… | key of SEND_WITH_INV cannot be invalidated | receive MW_BIND_ERR, ERR |
+//! | RETRY_EXC_ERR + PORT_DOWN | a port stays down for longer than the retries last | nothing |
 //! | RETRY_EXC_ERR + PEER_GONE / PEER_IN_ERROR | no peer, or it is in ERR | nothing |
 //!
 //! An orphan takes SENDs and WRITEs as a kernel takes bytes for a process that died before reading: they complete and go nowhere, so
@@ -59,6 +60,8 @@ pub(crate) enum Hold {
     Receive,
     /// The peer to be connected.
     Connection,
+    /// A port that is down.
+    Port,
 }
 
 /// The peer as a request meets it.
@@ -84,6 +87,9 @@ impl Device {
         let Some(peer) = qp.peer else {
             return gone();
         };
+        if self.is_cut(at, peer) {
+            return Step::Hold(Hold::Port);
+        }
         let fetches = work.fetches();
         let local = match check_sges(&own.regions, qp.pdn, work.sges(), work.total(), fetches) {
             Ok(straight) => straight,

@@ -173,7 +173,7 @@ fn a_turn_that_ends_inside_an_atomic_does_not_cut_it() {
 }
 
 #[test]
-fn an_atomic_at_an_odd_address_is_an_invalid_request() {
+pub(crate) fn an_atomic_at_an_odd_address_is_an_invalid_request() {
     for offset in [1, 4, 7, 12] {
         let mut scene = Scene::new();
         assert_eq!(
@@ -281,7 +281,7 @@ fn the_original_goes_only_where_the_requester_may_write() {
 }
 
 #[test]
-fn each_malformed_field_has_its_syndrome() {
+pub(crate) fn each_malformed_field_has_its_syndrome() {
     type Change = fn(&mut Send);
     let op = WcStatus::LOC_QP_OP_ERR;
     let cases: [(&str, Opcode, Change, WcStatus, Syndrome); 7] = [

@@ -5,6 +5,7 @@
 )]
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::ffi::CStr;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,7 +18,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd;
 use ring_proto::admin::{
     Access, AdminOp, AdminStatus, Body, CmAccept, CmConnect, CmListen, CmRecord, Command,
-    Completion, Hold, HoldClone, MrReg, MwAlloc, Named, QpCreate, QpModify, QueueCreate,
+    Completion, Hold, HoldClone, MrReg, MwAlloc, Named, QpCreate, QpModify, QueueCreate, Refusal,
 };
 use ring_proto::cqe::{Cqe, Publish};
 use ring_proto::eqe::{self, Eqe, EventType};
@@ -78,6 +79,21 @@ pub(crate) fn device_with(options: DeviceOptions) -> (Device, NodeId, NodeId) {
     let a = device.add_node("a", &[A]);
     let b = device.add_node("b", &[B]);
     (device, a, b)
+}
+
+thread_local! {
+    /// Syndromes that clients of this thread were told.
+    static TOLD: RefCell<BTreeSet<Syndrome>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// A client was told this syndrome.
+pub(crate) fn note(syndrome: Syndrome) {
+    TOLD.with_borrow_mut(|told| told.insert(syndrome));
+}
+
+/// Takes what the clients of this thread were told so far.
+pub(crate) fn told() -> BTreeSet<Syndrome> {
+    TOLD.take()
 }
 
 /// Pumps until the device would sleep.
@@ -394,6 +410,9 @@ impl Client {
         let words = self.admin_cq.published(self.admin_consumer)?;
         let completion: Completion = zerocopy::transmute!(words);
         assert_eq!(completion.command_id, self.admin_consumer);
+        if completion.status != AdminStatus::OK.0 {
+            note(Refusal::unpack(completion.result[0]).syndrome);
+        }
         self.admin_consumer = self.admin_consumer.wrapping_add(1);
         self.bar
             .line(uar::ADMIN_SLOT)
@@ -652,11 +671,17 @@ impl Client {
             .line(self.event_slot)
             .cq_consumer()
             .store(self.event_consumer, Ordering::Release);
-        Some((
-            eqe::event_type(element.publish),
-            element.source,
-            element.code,
-        ))
+        let event = eqe::event_type(element.publish);
+        let tells_syndrome = [
+            EventType::QP_FATAL,
+            EventType::QP_ACCESS,
+            EventType::QP_REQ_ERR,
+            EventType::DEVICE_FATAL,
+        ];
+        if tells_syndrome.contains(&event) {
+            note(Syndrome(u16::try_from(element.code).unwrap()));
+        }
+        Some((event, element.source, element.code))
     }
 
     pub(crate) fn events(&mut self) -> Vec<(EventType, u32, u32)> {
@@ -671,6 +696,7 @@ impl Client {
             .cq_consumer()
             .store(qp.cq_consumer, Ordering::Release);
         let publish = Publish::unpack(cqe.publish);
+        note(publish.syndrome);
         Some(Wc {
             wr_id: cqe.wr_id,
             byte_len: cqe.byte_len,

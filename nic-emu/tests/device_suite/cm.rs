@@ -528,7 +528,7 @@ fn node_reaches_itself() {
 }
 
 #[test]
-fn qp_cannot_be_modified_while_it_connects() {
+pub(crate) fn qp_cannot_be_modified_while_it_connects() {
     let (mut device, mut a, mut b) = two();
     b.listen(&mut device, sock(B, 80), 8);
     let qa = a.qp(&mut device);

@@ -12,7 +12,7 @@ use ring_proto::sync::Ordering;
 use crate::client::{Pair, Send, full, pump};
 
 #[test]
-fn cq_that_overruns_ends_its_qps_and_keeps_what_it_has() {
+pub(crate) fn cq_that_overruns_ends_its_qps_and_keeps_what_it_has() {
     let mut pair = Pair::new();
     let (cqn, slot, ring) = pair.a.cq(&mut pair.device, 4);
     let pdn = pair.a.pdn;

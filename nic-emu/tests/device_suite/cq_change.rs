@@ -94,7 +94,7 @@ fn entries_survive_growing_and_shrinking() {
 }
 
 #[test]
-fn new_ring_must_hold_what_waits_exactly() {
+pub(crate) fn new_ring_must_hold_what_waits_exactly() {
     let mut pair = with_cq(16);
     messages(&mut pair, 0, 5);
     let too_small = (AdminStatus::INVALID, Syndrome::CQ_TOO_SMALL);
@@ -118,7 +118,7 @@ fn consumer_that_lies_drops_nothing_at_a_resize() {
 }
 
 #[test]
-fn each_bad_field_of_cq_resize_has_its_status() {
+pub(crate) fn each_bad_field_of_cq_resize_has_its_status() {
     let mut pair = with_cq(16);
     let ring = pair.b.alloc(16 * 32);
     let good = CqResize {
@@ -179,7 +179,7 @@ fn each_bad_field_of_cq_resize_has_its_status() {
 }
 
 #[test]
-fn overrun_comes_with_the_first_entry_too_many_and_ends_resizing() {
+pub(crate) fn overrun_comes_with_the_first_entry_too_many_and_ends_resizing() {
     let mut pair = with_cq(4);
     messages(&mut pair, 0, 4);
     assert_eq!(numbers(&mut pair, 1), [0]);
@@ -389,7 +389,7 @@ fn solicited_arm_is_moderated_too_and_switching_off_lets_go() {
 }
 
 #[test]
-fn moderation_that_could_hold_for_ever_is_refused() {
+pub(crate) fn moderation_that_could_hold_for_ever_is_refused() {
     let mut pair = Pair::new();
     let body = CqModerate {
         cqn: pair.qb.cqn,

@@ -7,7 +7,7 @@ use ring_proto::status::{Opcode, QpState, Syndrome, WcOpcode, WcStatus};
 use crate::client::{Client, Pair, Send, device, full, pump, recv_wqe};
 
 #[test]
-fn error_flushes_everything_posted_and_all_that_follows() {
+pub(crate) fn error_flushes_everything_posted_and_all_that_follows() {
     let mut pair = Pair::new();
     let own = pair.a.region(&mut pair.device, 64, full());
     for wr_id in 100..103 {
@@ -164,7 +164,7 @@ fn doorbell_that_lies_in_err_ends_the_queue_quietly() {
 }
 
 #[test]
-fn transitions_follow_verbs() {
+pub(crate) fn transitions_follow_verbs() {
     use QpState as S;
     let ok = AdminStatus::OK;
     let no = AdminStatus::BAD_STATE;
@@ -307,7 +307,7 @@ fn nothing_is_sent_before_rts() {
 }
 
 #[test]
-fn disconnect_flushes_both_ends_and_tells_the_other() {
+pub(crate) fn disconnect_flushes_both_ends_and_tells_the_other() {
     let mut pair = Pair::new();
     let target = pair.b.region(&mut pair.device, 64, full());
     pair.b

@@ -134,7 +134,7 @@ impl Scene {
 }
 
 #[test]
-fn every_change_takes_exactly_the_attributes_of_the_manual() {
+pub(crate) fn every_change_takes_exactly_the_attributes_of_the_manual() {
     let mut scene = Scene::new();
     let states = [S::RESET, S::INIT, S::RTR, S::RTS, S::SQD, S::ERR];
     for from in states {
@@ -291,7 +291,7 @@ fn attributes_are_kept_and_reset_brings_the_defaults_back() {
 }
 
 #[test]
-fn each_impossible_value_is_named() {
+pub(crate) fn each_impossible_value_is_named() {
     let mut scene = Scene::new();
     let rtr = QpAttributes::STATE | manual(S::INIT, S::RTR).unwrap().0 | QpAttributes::ACCESS_FLAGS;
     let rts = QpAttributes::STATE | manual(S::RTR, S::RTS).unwrap().0;
@@ -379,7 +379,7 @@ fn each_impossible_value_is_named() {
 }
 
 #[test]
-fn the_other_refusals_name_their_reason() {
+pub(crate) fn the_other_refusals_name_their_reason() {
     let mut scene = Scene::new();
     scene.go(S::INIT);
     let rtr = QpAttributes::STATE | manual(S::INIT, S::RTR).unwrap().0;
@@ -563,7 +563,7 @@ fn transport_retries_last_as_long_as_the_attributes_say() {
 }
 
 #[test]
-fn reads_need_depth_at_both_ends() {
+pub(crate) fn reads_need_depth_at_both_ends() {
     let read_over = |joined: &mut Joined| {
         let remote = joined.b.region(&mut joined.device, 64, full());
         let local = joined.a.region(&mut joined.device, 64, full());
@@ -674,7 +674,7 @@ fn is_draining(pair: &mut Pair) -> bool {
 }
 
 #[test]
-fn send_queue_drains_what_is_under_way_and_holds_the_rest() {
+pub(crate) fn send_queue_drains_what_is_under_way_and_holds_the_rest() {
     let mut pair = Pair::new();
     let target = pair.b.region(&mut pair.device, 64, full());
     // The first send is under way: it waits for a receive.

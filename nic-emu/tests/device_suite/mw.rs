@@ -210,7 +210,7 @@ fn the_key_of_a_window_is_no_lkey() {
 }
 
 #[test]
-fn each_failed_check_of_a_binding_has_its_syndrome() {
+pub(crate) fn each_failed_check_of_a_binding_has_its_syndrome() {
     type Change = fn(&mut Send, &mut Scene);
     let cases: [(&str, Change, Syndrome); 17] = [
         (
@@ -405,7 +405,7 @@ fn local_invalidation_ends_the_binding_and_the_window_can_be_bound_again() {
 }
 
 #[test]
-fn an_invalidated_key_refuses_the_peer() {
+pub(crate) fn an_invalidated_key_refuses_the_peer() {
     let mut scene = Scene::bound(REMOTE);
     let inv = local_inv(scene.mw);
     assert_eq!(scene.post_b(&inv), DONE);
@@ -439,7 +439,7 @@ fn an_invalidated_region_refuses_its_owner_and_can_be_deregistered() {
 }
 
 #[test]
-fn each_failed_check_of_an_invalidation_has_its_syndrome() {
+pub(crate) fn each_failed_check_of_an_invalidation_has_its_syndrome() {
     type Key = fn(&mut Scene) -> u32;
     let cases: [(&str, Key, Syndrome); 9] = [
         ("no key", |_| 0, Syndrome::INV_UNKNOWN_KEY),

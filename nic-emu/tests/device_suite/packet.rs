@@ -483,7 +483,7 @@ fn message_that_began_in_message_mode_goes_on_by_packets() {
 }
 
 #[test]
-fn cut_link_ends_after_the_last_retry_and_not_before() {
+pub(crate) fn cut_link_ends_after_the_last_retry_and_not_before() {
     for retry_cnt in [0, 1, 7] {
         let mut pair = Pair::new();
         short_timeout(&mut pair, retry_cnt);

@@ -63,7 +63,7 @@ fn waiting_costs_no_work() {
 }
 
 #[test]
-fn finite_retries_run_out() {
+pub(crate) fn finite_retries_run_out() {
     for (rnr_retry, waits_ns) in [(1, 640_000), (6, 3_840_000)] {
         let mut pair = Pair::new();
         set_rnr_retry(&mut pair, rnr_retry);
@@ -125,7 +125,7 @@ fn receive_in_time_stops_the_timer() {
 }
 
 #[test]
-fn waiting_send_fails_when_the_receiver_goes_to_err() {
+pub(crate) fn waiting_send_fails_when_the_receiver_goes_to_err() {
     let mut pair = Pair::new();
     pair.a.send(
         &mut pair.device,
@@ -196,7 +196,7 @@ fn qps_can_be_joined_without_connection_manager() {
 }
 
 #[test]
-fn send_to_a_peer_that_never_connects_fails_after_its_retries() {
+pub(crate) fn send_to_a_peer_that_never_connects_fails_after_its_retries() {
     let (mut device, a, b) = device();
     let mut a = Client::attach(&mut device, a);
     let mut b = Client::attach(&mut device, b);

@@ -342,7 +342,7 @@ fn window_without_memory_is_inaccessible() {
 }
 
 #[test]
-fn regions_of_an_unmapped_window_refuse_both_ends() {
+pub(crate) fn regions_of_an_unmapped_window_refuse_both_ends() {
     for opcode in [Opcode::RDMA_WRITE, Opcode::RDMA_READ, Opcode::SEND] {
         let mut pair = Pair::new();
         let fd = memfd(0x10_000, SHRINK);

@@ -46,12 +46,12 @@ fn with(change: impl FnOnce(&mut Send)) -> (WcStatus, Syndrome) {
 }
 
 #[test]
-fn sound_wqe_completes() {
+pub(crate) fn sound_wqe_completes() {
     assert_eq!(with(|_| ()), (WcStatus::SUCCESS, Syndrome::NONE));
 }
 
 #[test]
-fn each_bad_field_of_a_send_wqe_has_its_syndrome() {
+pub(crate) fn each_bad_field_of_a_send_wqe_has_its_syndrome() {
     let op_err = |syndrome| (WcStatus::LOC_QP_OP_ERR, syndrome);
     for opcode in [50, 100, 255] {
         assert_eq!(
@@ -99,7 +99,7 @@ fn each_bad_field_of_a_send_wqe_has_its_syndrome() {
 }
 
 #[test]
-fn each_bad_field_of_an_inline_wqe_has_its_syndrome() {
+pub(crate) fn each_bad_field_of_an_inline_wqe_has_its_syndrome() {
     let inline = |change: &dyn Fn(&mut Send)| {
         outcome(|_, remote| {
             let mut wqe = Send::inline(Opcode::SEND, 9, &[7; 40]).remote(remote.iova, remote.key);
@@ -147,7 +147,7 @@ fn nop_with_flags_or_a_count_is_refused() {
 }
 
 #[test]
-fn message_above_the_ports_maximum_is_refused() {
+pub(crate) fn message_above_the_ports_maximum_is_refused() {
     // Lengths alone: the keys would fail too, but come later.
     let outcome = with(|wqe| {
         let sge = wqe.sges[0];
@@ -179,7 +179,7 @@ fn sum_of_lengths_does_not_wrap() {
 }
 
 #[test]
-fn wqe_across_the_end_of_the_ring_is_refused() {
+pub(crate) fn wqe_across_the_end_of_the_ring_is_refused() {
     let mut pair = Pair::new();
     let own = pair.a.region(&mut pair.device, 4096, full());
     let sges: Vec<_> = (0..6).map(|i| own.sge(i * 8, 8)).collect();
@@ -208,7 +208,7 @@ fn wqe_across_the_end_of_the_ring_is_refused() {
 }
 
 #[test]
-fn each_bad_local_key_has_its_syndrome() {
+pub(crate) fn each_bad_local_key_has_its_syndrome() {
     let sge = |change: &dyn Fn(&mut Sge)| with(|wqe| change(&mut wqe.sges[0]));
     let prot = |syndrome| (WcStatus::LOC_PROT_ERR, syndrome);
     for (what, change) in [
@@ -241,7 +241,7 @@ fn each_bad_local_key_has_its_syndrome() {
 }
 
 #[test]
-fn read_into_a_region_without_local_write_is_refused() {
+pub(crate) fn read_into_a_region_without_local_write_is_refused() {
     let mut pair = Pair::new();
     let own = pair.a.region(&mut pair.device, 64, Access::REMOTE_READ);
     let remote = pair.b.region(&mut pair.device, 64, full());
@@ -255,7 +255,7 @@ fn read_into_a_region_without_local_write_is_refused() {
 }
 
 #[test]
-fn keys_of_another_protection_domain_are_refused() {
+pub(crate) fn keys_of_another_protection_domain_are_refused() {
     let mut pair = Pair::new();
     let other_pd = pair.a.pd(&mut pair.device);
     let foreign = pair.a.region_of(&mut pair.device, 64, full(), other_pd, 0);
@@ -317,7 +317,7 @@ fn remote_outcome(
 }
 
 #[test]
-fn each_bad_remote_key_has_its_syndrome() {
+pub(crate) fn each_bad_remote_key_has_its_syndrome() {
     let access_err = |syndrome| (WcStatus::REM_ACCESS_ERR, syndrome);
     for opcode in [
         Opcode::RDMA_WRITE,
@@ -373,7 +373,7 @@ fn each_bad_remote_key_has_its_syndrome() {
 }
 
 #[test]
-fn region_rights_bind_the_peer() {
+pub(crate) fn region_rights_bind_the_peer() {
     for (opcode, access, expected) in [
         (
             Opcode::RDMA_WRITE,
@@ -407,7 +407,7 @@ fn region_rights_bind_the_peer() {
 }
 
 #[test]
-fn qp_rights_bind_the_peer() {
+pub(crate) fn qp_rights_bind_the_peer() {
     for (opcode, granted) in [
         (Opcode::RDMA_WRITE, Access::REMOTE_READ),
         (Opcode::RDMA_READ, Access::REMOTE_WRITE),
@@ -422,7 +422,7 @@ fn qp_rights_bind_the_peer() {
 }
 
 #[test]
-fn region_of_another_protection_domain_refuses_the_peer() {
+pub(crate) fn region_of_another_protection_domain_refuses_the_peer() {
     let mut pair = Pair::new();
     let other_pd = pair.b.pd(&mut pair.device);
     let remote = pair.b.region_of(&mut pair.device, 64, full(), other_pd, 0);
@@ -433,7 +433,7 @@ fn region_of_another_protection_domain_refuses_the_peer() {
 }
 
 #[test]
-fn region_with_an_owner_serves_that_qp_only() {
+pub(crate) fn region_with_an_owner_serves_that_qp_only() {
     let mut pair = Pair::new();
     let other = pair.b.qp(&mut pair.device);
     let pdn = pair.b.pdn;
@@ -504,7 +504,7 @@ fn receive_outcome(
 }
 
 #[test]
-fn each_bad_field_of_a_receive_has_its_syndrome() {
+pub(crate) fn each_bad_field_of_a_receive_has_its_syndrome() {
     let malformed = (
         (WcStatus::REM_OP_ERR, Syndrome::RECV_BAD_WQE),
         (WcStatus::LOC_QP_OP_ERR, Syndrome::RECV_BAD_WQE),
@@ -598,7 +598,7 @@ fn sge_that_no_byte_reaches_needs_no_key() {
 }
 
 #[test]
-fn impossible_doorbells_end_the_qp() {
+pub(crate) fn impossible_doorbells_end_the_qp() {
     type Ring = fn(&mut Pair);
     let rings: [(&str, Ring); 4] = [
         ("SQ deeper than it is", |pair| pair.qa.sq_producer += 65),

@@ -258,6 +258,8 @@ impl Device {
     /// Puts a frame on the link.
     pub(crate) fn put_on_link(&mut self, from: NodeId, to: NodeId, mut frame: Vec<u8>) {
         let now_ns = self.clock.now_ns();
+        let is_cut = self.nodes.some_port_is_down()
+            && !(self.nodes.is_port_up(from) && self.nodes.is_port_up(to));
         let link = self.links.direction(from, to);
         let parameters = link.parameters;
         link.counters.sent += 1;
@@ -276,7 +278,7 @@ impl Device {
             .checked_div(parameters.bandwidth_bps)
             .unwrap_or(0);
         link.busy_until_ns = start_ns.saturating_add(wire_ns);
-        if is_lost || !parameters.up {
+        if is_lost || is_cut || !parameters.up {
             link.counters.lost += 1;
             self.links.note(now_ns, 1, from, to, &frame);
             return;
