@@ -25,6 +25,7 @@ use ring_proto::ids::{FunctionId, NodeId};
 use ring_proto::status::QpState;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::cm_link::Notices;
 use super::holder::Holders;
 use super::qp::{QpRef, RNR_FOREVER};
 use super::timer::{Timer, TimerKey};
@@ -52,7 +53,7 @@ pub(crate) struct Listener {
 
 /// Names a listener of any function.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct ListenerRef {
+pub(crate) struct ListenerRef {
     place: u32,
     function: FunctionId,
     id: u32,
@@ -82,7 +83,16 @@ struct Connect {
 pub(crate) struct Cm {
     groups: HashMap<Endpoint, Group>,
     connects: HashMap<u64, Connect>,
+    /// Messages on impaired links; they share their numbers with the connects.
+    pub(crate) notices: Notices,
     last: u64,
+}
+
+impl Cm {
+    pub(crate) fn next_id(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
 }
 
 impl Device {
@@ -209,14 +219,21 @@ impl Device {
         if let Some(unused) = record.private_data.get_mut(private_len..) {
             unused.fill(0);
         }
-        let found = if self.nodes.is_port_up(node) {
-            self.find_listener(destination)
-        } else {
-            Err(CmStatus::PORT_DOWN)
+        if !self.nodes.is_port_up(node) {
+            self.answer_connector(connector, None, Some(CmStatus::PORT_DOWN), None);
+            return Ok([0, 0]);
+        }
+        let timeout_ms = wanted.timeout_ms;
+        let Some(record) = self.request_over_link(connector, node, destination, record, timeout_ms)
+        else {
+            return Ok([0, 0]);
         };
-        match found {
-            Ok(listener) => self.request(connector, listener, record, wanted.timeout_ms),
-            Err(status) => self.rejected(connector, status),
+        match self.find_listener(destination) {
+            Ok(listener) => self.request(connector, listener, record, timeout_ms),
+            Err(status) => {
+                let to = ipv4(destination.ip()).and_then(|address| self.nodes.owner(address));
+                self.answer_connector(connector, to, Some(status), None);
+            }
         }
         Ok([0, 0])
     }
@@ -231,7 +248,10 @@ impl Device {
     }
 
     /// The listener whose turn it is at a destination.
-    fn find_listener(&mut self, destination: SocketAddr) -> Result<ListenerRef, CmStatus> {
+    pub(crate) fn find_listener(
+        &mut self,
+        destination: SocketAddr,
+    ) -> Result<ListenerRef, CmStatus> {
         let address = ipv4(destination.ip()).ok_or(CmStatus::NO_ROUTE)?;
         let node = self.nodes.owner(address).ok_or(CmStatus::NO_ROUTE)?;
         if !self.nodes.is_port_up(node) {
@@ -259,7 +279,7 @@ impl Device {
     }
 
     /// Brings a request to a listener, or puts it behind its backlog.
-    fn request(
+    pub(crate) fn request(
         &mut self,
         connector: QpRef,
         at: ListenerRef,
@@ -267,16 +287,16 @@ impl Device {
         timeout_ms: u32,
     ) {
         let Some(listener) = self.listener_mut(at) else {
-            self.rejected(connector, CmStatus::NO_LISTENER);
+            self.answer_connector(connector, None, Some(CmStatus::NO_LISTENER), None);
             return;
         };
         let is_full = listener.waiting.len() >= listener.backlog;
         if is_full && self.options.backlog_full == BacklogFull::Refuse {
-            self.rejected(connector, CmStatus::REJECTED);
+            let from = self.functions.at(at.place).map(|function| function.node);
+            self.answer_connector(connector, from, Some(CmStatus::REJECTED), None);
             return;
         }
-        self.cm.last += 1;
-        let id = self.cm.last;
+        let id = self.cm.next_id();
         // 0: only the connector ends it.
         let timer = (timeout_ms != 0).then(|| {
             let limit_ns = u64::from(timeout_ms) * 1_000_000;
@@ -361,19 +381,17 @@ impl Device {
             }
         }
         if let Some(status) = status {
-            self.rejected(connect.connector, status);
+            // What the connector's own end decides needs no way.
+            let from = self
+                .functions
+                .at(at.place)
+                .filter(|_| !tell_listener)
+                .map(|function| function.node);
+            let until_ns = connect.timer.map(|(until_ns, _)| until_ns);
+            self.answer_connector(connect.connector, from, Some(status), until_ns);
         }
         self.fill_backlog(at);
         Some(connect)
-    }
-
-    fn rejected(&mut self, connector: QpRef, status: CmStatus) {
-        self.event(
-            connector.place,
-            EventType::CM_REJECTED,
-            connector.qpn,
-            status.0,
-        );
     }
 
     /// The functions of a connect: who asks, and who is asked.
@@ -388,6 +406,9 @@ impl Device {
 
     /// A connect has reached its limit.
     pub(crate) fn connect_timer(&mut self, id: u64) {
+        if self.limit_on_way(id) {
+            return;
+        }
         let Some(connect) = self.cm.connects.get(&id) else {
             return;
         };
@@ -404,7 +425,7 @@ impl Device {
         let Some(id) = self.qp(at).and_then(|qp| qp.connecting) else {
             return false;
         };
-        self.end_connect(id, None, true).is_some()
+        self.withdraw_on_way(at, id) || self.end_connect(id, None, true).is_some()
     }
 
     /// CM_CANCEL.
@@ -458,7 +479,9 @@ impl Device {
             }
         }
         self.connect_qps(at, connector);
-        self.event(connector.place, EventType::CM_ESTABLISHED, connector.qpn, 0);
+        let from = self.functions.at(place).map(|function| function.node);
+        let until_ns = connect.timer.map(|(until_ns, _)| until_ns);
+        self.answer_connector(connector, from, None, until_ns);
         Ok([connector.function.0.into(), 0])
     }
 
@@ -504,7 +527,7 @@ impl Device {
 }
 
 /// The IPv4 address that an address means to the fabric; `::` is the wildcard like `0.0.0.0`.
-fn ipv4(ip: IpAddr) -> Option<Ipv4Addr> {
+pub(crate) fn ipv4(ip: IpAddr) -> Option<Ipv4Addr> {
     match ip {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(address) if address.is_unspecified() => Some(Ipv4Addr::UNSPECIFIED),

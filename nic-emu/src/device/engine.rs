@@ -233,6 +233,7 @@ impl Device {
                 generation,
             } => self.holder_timer(function, slot, generation),
             Timer::Arrival(flight) => self.arrival_timer(flight),
+            Timer::Notice(id) => self.notice_timer(id),
             Timer::Packets(at) => self.packets_timer(at),
             Timer::Events(function) => {
                 if let Ok(place) = self.place_of(function) {
@@ -249,7 +250,7 @@ impl Device {
             Timer::Holder { function, .. } | Timer::Events(function) => {
                 self.place_of(function).ok()
             }
-            Timer::Connect(_) | Timer::Arrival(_) | Timer::Validate => None,
+            Timer::Connect(_) | Timer::Arrival(_) | Timer::Notice(_) | Timer::Validate => None,
         }
     }
 

@@ -157,26 +157,32 @@ impl Device {
     }
 
     /// Takes a QP's peer away; the peer, if connected, goes to ERR, flushes and hears of it.
-    fn unlink(&mut self, at: QpRef) {
+    pub(crate) fn unlink(&mut self, at: QpRef) {
         let connected = self.connected_peer(at);
         if let Some(qp) = self.qp_mut(at) {
             qp.peer = None;
         }
-        let Some(peer) = connected else {
-            return;
-        };
-        let is_orphan = self.qp_mut(peer).is_some_and(|other| {
-            other.peer = None;
-            if other.state != QpState::ERR {
-                other.flush_syndrome = Syndrome::DISCONNECTED;
+        if let Some(peer) = connected
+            && !self.end_over_link(at, peer)
+        {
+            self.peer_ended(peer);
+        }
+    }
+
+    /// The peer of a QP has ended the connection.
+    pub(crate) fn peer_ended(&mut self, at: QpRef) {
+        let is_orphan = self.qp_mut(at).is_some_and(|qp| {
+            qp.peer = None;
+            if qp.state != QpState::ERR {
+                qp.flush_syndrome = Syndrome::DISCONNECTED;
             }
-            other.is_orphan
+            qp.is_orphan
         });
         if is_orphan {
-            self.destroy_qp(peer);
+            self.destroy_qp(at);
         } else {
-            self.qp_to_err(peer);
-            self.event(peer.place, EventType::CM_DISCONNECTED, peer.qpn, 0);
+            self.qp_to_err(at);
+            self.event(at.place, EventType::CM_DISCONNECTED, at.qpn, 0);
         }
     }
 

@@ -29,6 +29,7 @@ use ring_proto::ids::{FunctionId, NodeId};
 mod admin;
 mod atomic;
 mod cm;
+mod cm_link;
 mod counters;
 mod cq;
 mod cq_change;

@@ -213,7 +213,7 @@ impl Device {
     /// One that waited gets some time of its own when the process goes on.
     pub(crate) fn hold_back(&self, timer: Timer, was_held_back: bool) -> Option<(u64, bool)> {
         let (one, other) = match timer {
-            Timer::Hold(at) => (
+            Timer::Hold(at) | Timer::Packets(at) => (
                 Some(at.function),
                 self.qp(at).and_then(|qp| qp.peer).map(|peer| peer.function),
             ),

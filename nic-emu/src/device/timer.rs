@@ -30,6 +30,8 @@ pub(crate) enum Timer {
     },
     /// A packet comes to the end of its link.
     Arrival(u64),
+    /// A message of the connection manager arrives, or is sent again.
+    Notice(u64),
     /// A requester in packet mode has waited long enough.
     Packets(QpRef),
     /// Events wait for room in the event queue.

@@ -23,6 +23,7 @@ mod modify;
 mod mw;
 mod packet;
 mod packet_attributes;
+mod packet_cm;
 mod port;
 mod registers;
 mod rnr;

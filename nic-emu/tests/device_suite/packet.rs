@@ -11,11 +11,11 @@ use crate::client::{Pair, RawQp, Region, Send, Wc, device, full, pump};
 
 const A: NodeId = NodeId(0);
 const B: NodeId = NodeId(1);
-const US: u64 = 1_000;
-const MS: u64 = 1_000_000;
+pub(crate) const US: u64 = 1_000;
+pub(crate) const MS: u64 = 1_000_000;
 
 /// A link of 50 us with no other fault.
-fn slow() -> LinkParameters {
+pub(crate) fn slow() -> LinkParameters {
     LinkParameters {
         latency_ns: 50 * US,
         ..LinkParameters::default()
@@ -23,7 +23,7 @@ fn slow() -> LinkParameters {
 }
 
 /// Loses, disorders, doubles and damages one packet in twenty each.
-fn bad() -> LinkParameters {
+pub(crate) fn bad() -> LinkParameters {
     LinkParameters {
         jitter_ns: 30 * US,
         loss_ppm: 50_000,
@@ -36,14 +36,14 @@ fn bad() -> LinkParameters {
     }
 }
 
-fn cut() -> LinkParameters {
+pub(crate) fn cut() -> LinkParameters {
     LinkParameters {
         up: false,
         ..slow()
     }
 }
 
-fn both(pair: &mut Pair, parameters: LinkParameters) {
+pub(crate) fn both(pair: &mut Pair, parameters: LinkParameters) {
     pair.device.set_link(A, B, parameters).unwrap();
     pair.device.set_link(B, A, parameters).unwrap();
     pair.pump();
@@ -67,7 +67,7 @@ fn run_until(pair: &mut Pair, limit_ns: u64, mut done: impl FnMut(&mut Pair) -> 
 }
 
 /// Lets `ns` pass, timer by timer.
-fn run(pair: &mut Pair, ns: u64) {
+pub(crate) fn run(pair: &mut Pair, ns: u64) {
     let limit_ns = pair.device.now_ns() + ns;
     run_until(pair, limit_ns, |_| false);
     let now_ns = pair.device.now_ns();
@@ -93,7 +93,7 @@ fn attributes(pair: &mut Pair, on_a: bool, change: impl Fn(&mut QpModify)) {
 }
 
 /// An ACK timeout of 1.05 ms.
-fn short_timeout(pair: &mut Pair, retry_cnt: u8) {
+pub(crate) fn short_timeout(pair: &mut Pair, retry_cnt: u8) {
     attributes(pair, true, |body| {
         body.attributes = (QpAttributes::TIMEOUT | QpAttributes::RETRY_CNT).bits();
         body.timeout = 8;

@@ -149,6 +149,32 @@ impl Links {
         self.flights.retain(|_, flight| !is_meant(&flight.frame));
     }
 
+    /// Puts a message of the connection manager on a direction; when it arrives, or `None` when it is lost.
+    pub(crate) fn draw_notice(
+        &mut self,
+        (from, to): (NodeId, NodeId),
+        now_ns: u64,
+        is_cut: bool,
+    ) -> Option<u64> {
+        let link = self.direction(from, to);
+        let parameters = link.parameters;
+        link.counters.sent += 1;
+        let is_lost = link.random.hits(parameters.loss_ppm);
+        // Found by its check.
+        let is_corrupt = link.random.hits(parameters.corrupt_ppm);
+        let jitter_ns = link.random.up_to(parameters.jitter_ns);
+        if is_lost || is_corrupt || is_cut || !parameters.up {
+            link.counters.lost += 1;
+            self.note(now_ns, 4, from, to, &[]);
+            return None;
+        }
+        link.counters.delivered += 1;
+        let start_ns = link.busy_until_ns.max(now_ns);
+        self.note(now_ns, 5, from, to, &[]);
+        let on_way_ns = parameters.latency_ns.saturating_add(jitter_ns);
+        Some(start_ns.saturating_add(on_way_ns))
+    }
+
     fn direction(&mut self, from: NodeId, to: NodeId) -> &mut Link {
         let seed = self.seed;
         self.all.entry((from, to)).or_insert_with(|| Link {

@@ -22,6 +22,8 @@ mod wire;
 
 pub(crate) use attributes::{PSN_MASK, Transport, rnr_wait_ns};
 
+pub(crate) use requester::backoff_ns;
+
 use requester::Requester;
 use responder::Responder;
 use wire::Header;

@@ -468,7 +468,8 @@ impl Device {
         };
         if is_over {
             let syndrome = self.why_silent(at);
-            if !transport.retry_unlimited || syndrome != Syndrome::RETRIES_EXHAUSTED {
+            let tells = !matches!(syndrome, Syndrome::RETRIES_EXHAUSTED | Syndrome::PORT_DOWN);
+            if !transport.retry_unlimited || tells {
                 self.fail_front(at, WcStatus::RETRY_EXC_ERR, syndrome);
                 return;
             }
@@ -692,10 +693,13 @@ impl Device {
 
     /// Why the peer does not answer.
     fn why_silent(&self, at: QpRef) -> Syndrome {
-        let Some(other) = self.connected_peer(at).and_then(|peer| self.qp(peer)) else {
+        let connected = self.connected_peer(at);
+        let Some((peer, other)) = connected.and_then(|peer| Some((peer, self.qp(peer)?))) else {
             return Syndrome::PEER_GONE;
         };
-        if other.state == QpState::ERR && self.is_path_up(at) {
+        if self.is_cut(at, peer) {
+            Syndrome::PORT_DOWN
+        } else if other.state == QpState::ERR && self.is_path_up(at) {
             Syndrome::PEER_IN_ERROR
         } else {
             Syndrome::RETRIES_EXHAUSTED
@@ -708,7 +712,7 @@ fn sends(state: QpState) -> bool {
 }
 
 /// Wait before the retry of a QP that retries without end.
-fn backoff_ns(tried: u32) -> u64 {
+pub(crate) fn backoff_ns(tried: u32) -> u64 {
     let (shortest, longest) = BACKOFF_NS;
     (shortest << tried.min(16)).min(longest)
 }
