@@ -42,7 +42,8 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are little-
 #define SANLAB_REGS_FEATURE_HOLDERS 0x2u /* Feature: holders and orphans */
 #define SANLAB_REGS_FEATURE_ATOMICS 0x4u /* Feature: atomic operations */
 #define SANLAB_REGS_FEATURE_MW 0x8u /* Feature: memory windows and invalidation */
-#define SANLAB_REGS_FEATURES 0xfu /* Features this version offers */
+#define SANLAB_REGS_FEATURE_SRQ 0x10u /* Feature: shared receive queues */
+#define SANLAB_REGS_FEATURES 0x1fu /* Features this version offers */
 #define SANLAB_REGS_ADMIN_DEPTH_LIMIT 0x400u /* Most entries of the admin rings */
 #define SANLAB_REGS_DEPTH_LIMIT 0x10000u /* Most entries of one SQ (in 64 B blocks), RQ, CQ or EQ */
 #define SANLAB_REGS_MESSAGE_LIMIT 0x40000000u /* Longest message in bytes */
@@ -59,6 +60,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are little-
 #define SANLAB_UAR_HOLDERS 0x1000u /* Holder slots whose generation is published */
 #define SANLAB_UAR_BAR2_LEN 0x800000u /* Bytes of BAR2: a power of two, as PCI wants it */
 #define SANLAB_UAR_ADMIN_SLOT 0x0u /* Slot whose doorbell line belongs to the admin queue */
+#define SANLAB_UAR_SRQ_LIMIT_MASK 0xffffffu /* Bits of srq_limit that are the limit */
 #define SANLAB_UAR_MODE_COPY 0x0u /* Mode of a QP: the NIC copies payload into posted receives */
 #define SANLAB_UAR_MODE_WINDOW 0x1u /* Mode of a QP: descriptors may stand for payload in a granted window */
 
@@ -197,6 +199,8 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are little-
 #define SANLAB_REG_MAX_DEPTH_LEN 4u
 #define SANLAB_REG_MAX_MW 0x60u /* Most memory windows of a function */
 #define SANLAB_REG_MAX_MW_LEN 4u
+#define SANLAB_REG_MAX_SRQ 0x64u /* Most SRQs of a function */
+#define SANLAB_REG_MAX_SRQ_LEN 4u
 #define SANLAB_REG_KICK 0x80u /* Wakes a parked device; the value does not matter. Offered as an ioeventfd too */
 #define SANLAB_REG_KICK_LEN 4u
 #define SANLAB_REG_LINK_STATE 0x90u /* 1 when the port is up */
@@ -381,6 +385,7 @@ enum sanlab_syndrome {
     SANLAB_SYNDROME_MW_BAD_RIGHTS = 0x86, /* A window can have remote rights only */
     SANLAB_SYNDROME_MW_BIND_NOT_ALLOWED = 0x87, /* The region does not allow windows */
     SANLAB_SYNDROME_MW_NEEDS_LOCAL_WRITE = 0x88, /* A window to be changed by peers needs a region that its owner may write */
+    SANLAB_SYNDROME_SRQ_BROKEN = 0x89, /* The SRQ of the QP is of no more use */
     SANLAB_SYNDROME_INV_UNKNOWN_KEY = 0x90, /* The key to invalidate names neither window nor region */
     SANLAB_SYNDROME_INV_PD_MISMATCH = 0x91, /* The key to invalidate belongs to another protection domain */
     SANLAB_SYNDROME_INV_WRONG_QP = 0x92, /* The key to invalidate belongs to another QP */
@@ -452,6 +457,7 @@ static inline const char *sanlab_syndrome_name(uint32_t value)
     case 0x86: return "MW_BAD_RIGHTS";
     case 0x87: return "MW_BIND_NOT_ALLOWED";
     case 0x88: return "MW_NEEDS_LOCAL_WRITE";
+    case 0x89: return "SRQ_BROKEN";
     case 0x90: return "INV_UNKNOWN_KEY";
     case 0x91: return "INV_PD_MISMATCH";
     case 0x92: return "INV_WRONG_QP";
@@ -497,6 +503,9 @@ enum sanlab_event_type {
     SANLAB_EVENT_TYPE_QP_REQ_ERR = 0x4, /* A peer sent a request that a QP cannot serve; it went to ERR. source QPN, code syndrome */
     SANLAB_EVENT_TYPE_COMM_EST = 0x5, /* The first request reached a QP in RTR. source QPN */
     SANLAB_EVENT_TYPE_SQ_DRAINED = 0x6, /* The send queue of a QP in SQD has drained. source QPN */
+    SANLAB_EVENT_TYPE_SRQ_LIMIT = 0x8, /* An SRQ has fewer receives than its limit, which is disarmed now. source SRQN */
+    SANLAB_EVENT_TYPE_SRQ_ERROR = 0x9, /* An SRQ is of no more use; its QPs go to ERR. source SRQN, code syndrome */
+    SANLAB_EVENT_TYPE_LAST_WQE_REACHED = 0xa, /* A QP on an SRQ went to ERR and takes no more receives from it. source QPN */
     SANLAB_EVENT_TYPE_CM_REQUEST = 0x10, /* A connection request waits. source listener, code request id */
     SANLAB_EVENT_TYPE_CM_WITHDRAWN = 0x11, /* A waiting request was withdrawn by its sender. source listener, code request id */
     SANLAB_EVENT_TYPE_CM_ESTABLISHED = 0x12, /* A connect succeeded; the QP is in RTS. source QPN */
@@ -517,6 +526,9 @@ static inline const char *sanlab_event_type_name(uint32_t value)
     case 0x4: return "QP_REQ_ERR";
     case 0x5: return "COMM_EST";
     case 0x6: return "SQ_DRAINED";
+    case 0x8: return "SRQ_LIMIT";
+    case 0x9: return "SRQ_ERROR";
+    case 0xa: return "LAST_WQE_REACHED";
     case 0x10: return "CM_REQUEST";
     case 0x11: return "CM_WITHDRAWN";
     case 0x12: return "CM_ESTABLISHED";
@@ -588,6 +600,11 @@ enum sanlab_admin_op {
     SANLAB_ADMIN_OP_MW_ALLOC = 0x20, /* Allocates a memory window, not bound. (MwAlloc; result 0: rkey) */
     SANLAB_ADMIN_OP_MW_DEALLOC = 0x21, /* Deallocates a memory window, bound or not. (Named: rkey) */
     SANLAB_ADMIN_OP_MW_BIND = 0x22, /* Binds a type 1 memory window, also one that is bound, or unbinds it with length 0. (MwBind; result 0: new rkey) */
+    SANLAB_ADMIN_OP_SRQ_CREATE = 0x23, /* Creates an SRQ. (SrqCreate; result 0: srqn) */
+    SANLAB_ADMIN_OP_SRQ_MODIFY = 0x24, /* Arms the limit of an SRQ, or with 0 disarms it. (SrqModify) */
+    SANLAB_ADMIN_OP_SRQ_QUERY = 0x25, /* Asks for an SRQ. (Named: srqn; result 0: depth | limit << 32, result 1: receives posted | QPs << 32) */
+    SANLAB_ADMIN_OP_SRQ_DESTROY = 0x26, /* Destroys an SRQ no QP uses. (Named: srqn) */
+    SANLAB_ADMIN_OP_QP_CREATE_SRQ = 0x27, /* Creates a QP in RESET that takes its receives from an SRQ. (QpCreateSrq; result 0: qpn) */
     SANLAB_ADMIN_OP_QP_QUERY_ATTR = 0x30, /* Asks for a QP's attributes. (Named: qpn; results: QpSettings) */
     SANLAB_ADMIN_OP_CQ_RESIZE = 0x31, /* Moves a CQ to another ring. (CqResize; refused: result 0 Refusal) */
     SANLAB_ADMIN_OP_CQ_MODERATE = 0x32, /* Says when a CQ's interrupts come. (CqModerate; refused: result 0 Refusal) */
@@ -625,6 +642,11 @@ static inline const char *sanlab_admin_op_name(uint32_t value)
     case 0x20: return "MW_ALLOC";
     case 0x21: return "MW_DEALLOC";
     case 0x22: return "MW_BIND";
+    case 0x23: return "SRQ_CREATE";
+    case 0x24: return "SRQ_MODIFY";
+    case 0x25: return "SRQ_QUERY";
+    case 0x26: return "SRQ_DESTROY";
+    case 0x27: return "QP_CREATE_SRQ";
     case 0x30: return "QP_QUERY_ATTR";
     case 0x31: return "CQ_RESIZE";
     case 0x32: return "CQ_MODERATE";
@@ -811,11 +833,11 @@ struct sanlab_doorbell_line {
     uint32_t sq_producer; /* Producer of the SQ, in 64 B blocks */
     uint32_t rq_producer; /* Producer of the RQ, in WQEs */
     uint32_t cq_consumer; /* Consumer of the CQ or EQ, in elements */
-    uint32_t srq_producer; /* Producer of the SRQ, in WQEs. Reserved in this version */
+    uint32_t srq_producer; /* Producer of the SRQ, in WQEs */
     uint64_t arm_vectors; /* Vectors to fire at the next completion or event. Armers fetch_or, the NIC swaps to 0 */
     uint32_t arm_sequence; /* Consumer position at the latest arm */
     uint32_t spare; /* Zero */
-    uint32_t srq_limit; /* SRQ limit. Reserved in this version */
+    uint32_t srq_limit; /* SRQ limit in bits 0..24, and in bits 24..32 a number: the NIC arms the limit when the word changes */
     uint32_t reserved[5]; /* Zero */
     uint64_t arm_solicited; /* Vectors to fire at the next solicited completion or error only. As arm_vectors */
 };
@@ -955,7 +977,7 @@ static_assert(offsetof(struct sanlab_cqe, publish) == 24, "sanlab_cqe.publish");
 
 /* Eqe, 16 bytes */
 struct sanlab_eqe {
-    uint32_t source; /* QPN, CQN or listener, by type */
+    uint32_t source; /* QPN, CQN, SRQN or listener, by type */
     uint32_t code; /* Request id, status or count, by type */
     uint64_t publish; /* Bits 0..16 EventType, 16..32 a second code, 56..64 phase */
 };
@@ -994,7 +1016,7 @@ static_assert(offsetof(struct sanlab_admin_completion, publish) == 24, "sanlab_a
 
 /* Named, 8 bytes */
 struct sanlab_admin_named {
-    uint32_t id; /* PDN, lkey, rkey of a window, CQN, EQN, QPN or listener */
+    uint32_t id; /* PDN, lkey, rkey of a window, CQN, EQN, QPN, SRQN or listener */
     uint32_t reserved; /* Zero */
 };
 static_assert(sizeof(struct sanlab_admin_named) == 8, "sanlab_admin_named");
@@ -1101,6 +1123,53 @@ static_assert(offsetof(struct sanlab_admin_qp_create, recv_cqn) == 32, "sanlab_a
 static_assert(offsetof(struct sanlab_admin_qp_create, slot) == 36, "sanlab_admin_qp_create.slot");
 static_assert(offsetof(struct sanlab_admin_qp_create, holder) == 40, "sanlab_admin_qp_create.holder");
 static_assert(offsetof(struct sanlab_admin_qp_create, access) == 44, "sanlab_admin_qp_create.access");
+
+/* QpCreateSrq, 40 bytes */
+struct sanlab_admin_qp_create_srq {
+    uint64_t sq_ring; /* IOVA of the SQ ring, 64 B aligned */
+    uint32_t sq_depth; /* SQ blocks of 64 B, a power of two */
+    uint32_t srqn; /* SRQ */
+    uint32_t pdn; /* Protection domain of the QP; that of the receives is the SRQ's */
+    uint32_t send_cqn; /* CQ of the SQ */
+    uint32_t recv_cqn; /* CQ of the receives */
+    uint32_t slot; /* Doorbell slot for the SQ producer */
+    uint32_t holder; /* Holder slot of the creator */
+    uint32_t access; /* Access bits the QP grants to its peer */
+};
+static_assert(sizeof(struct sanlab_admin_qp_create_srq) == 40, "sanlab_admin_qp_create_srq");
+static_assert(offsetof(struct sanlab_admin_qp_create_srq, sq_ring) == 0, "sanlab_admin_qp_create_srq.sq_ring");
+static_assert(offsetof(struct sanlab_admin_qp_create_srq, sq_depth) == 8, "sanlab_admin_qp_create_srq.sq_depth");
+static_assert(offsetof(struct sanlab_admin_qp_create_srq, srqn) == 12, "sanlab_admin_qp_create_srq.srqn");
+static_assert(offsetof(struct sanlab_admin_qp_create_srq, pdn) == 16, "sanlab_admin_qp_create_srq.pdn");
+static_assert(offsetof(struct sanlab_admin_qp_create_srq, send_cqn) == 20, "sanlab_admin_qp_create_srq.send_cqn");
+static_assert(offsetof(struct sanlab_admin_qp_create_srq, recv_cqn) == 24, "sanlab_admin_qp_create_srq.recv_cqn");
+static_assert(offsetof(struct sanlab_admin_qp_create_srq, slot) == 28, "sanlab_admin_qp_create_srq.slot");
+static_assert(offsetof(struct sanlab_admin_qp_create_srq, holder) == 32, "sanlab_admin_qp_create_srq.holder");
+static_assert(offsetof(struct sanlab_admin_qp_create_srq, access) == 36, "sanlab_admin_qp_create_srq.access");
+
+/* SrqCreate, 24 bytes */
+struct sanlab_admin_srq_create {
+    uint64_t ring; /* IOVA of the ring of receive WQEs, 64 B aligned */
+    uint32_t depth; /* WQEs, a power of two */
+    uint32_t pdn; /* Protection domain of the receives */
+    uint32_t slot; /* Doorbell slot for producer and limit */
+    uint32_t limit; /* First limit, at most depth; 0 for none */
+};
+static_assert(sizeof(struct sanlab_admin_srq_create) == 24, "sanlab_admin_srq_create");
+static_assert(offsetof(struct sanlab_admin_srq_create, ring) == 0, "sanlab_admin_srq_create.ring");
+static_assert(offsetof(struct sanlab_admin_srq_create, depth) == 8, "sanlab_admin_srq_create.depth");
+static_assert(offsetof(struct sanlab_admin_srq_create, pdn) == 12, "sanlab_admin_srq_create.pdn");
+static_assert(offsetof(struct sanlab_admin_srq_create, slot) == 16, "sanlab_admin_srq_create.slot");
+static_assert(offsetof(struct sanlab_admin_srq_create, limit) == 20, "sanlab_admin_srq_create.limit");
+
+/* SrqModify, 8 bytes */
+struct sanlab_admin_srq_modify {
+    uint32_t srqn; /* SRQ */
+    uint32_t limit; /* Limit, at most the depth; 0 disarms */
+};
+static_assert(sizeof(struct sanlab_admin_srq_modify) == 8, "sanlab_admin_srq_modify");
+static_assert(offsetof(struct sanlab_admin_srq_modify, srqn) == 0, "sanlab_admin_srq_modify.srqn");
+static_assert(offsetof(struct sanlab_admin_srq_modify, limit) == 4, "sanlab_admin_srq_modify.limit");
 
 /* QpModify, 52 bytes */
 struct sanlab_admin_qp_modify {

@@ -126,6 +126,16 @@ codes! {
         MW_DEALLOC = 33,
         /// Binds a type 1 memory window, also one that is bound, or unbinds it with length 0. ([`MwBind`]; result 0: new rkey)
         MW_BIND = 34,
+        /// Creates an SRQ. ([`SrqCreate`]; result 0: srqn)
+        SRQ_CREATE = 35,
+        /// Arms the limit of an SRQ, or with 0 disarms it. ([`SrqModify`])
+        SRQ_MODIFY = 36,
+        /// Asks for an SRQ. ([`Named`]: srqn; result 0: depth | limit << 32, result 1: receives posted | QPs << 32)
+        SRQ_QUERY = 37,
+        /// Destroys an SRQ no QP uses. ([`Named`]: srqn)
+        SRQ_DESTROY = 38,
+        /// Creates a QP in RESET that takes its receives from an SRQ. ([`QpCreateSrq`]; result 0: qpn)
+        QP_CREATE_SRQ = 39,
         /// Asks for a QP's attributes. ([`Named`]: qpn; results: [`QpSettings`])
         QP_QUERY_ATTR = 48,
         /// Moves a CQ to another ring. ([`CqResize`]; refused: result 0 [`Refusal`])
@@ -199,7 +209,7 @@ macro_rules! bodies {
 bodies! {
     /// Body that names one object.
     Named {
-        /// PDN, lkey, rkey of a window, CQN, EQN, QPN or listener.
+        /// PDN, lkey, rkey of a window, CQN, EQN, QPN, SRQN or listener.
         id: u32,
         /// Zero.
         reserved: u32,
@@ -297,6 +307,50 @@ bodies! {
         holder: u32,
         /// [`Access`] bits the QP grants to its peer.
         access: u32,
+    }
+
+    /// Body of QP_CREATE_SRQ.
+    QpCreateSrq {
+        /// IOVA of the SQ ring, 64 B aligned.
+        sq_ring: u64,
+        /// SQ blocks of 64 B, a power of two.
+        sq_depth: u32,
+        /// SRQ.
+        srqn: u32,
+        /// Protection domain of the QP; that of the receives is the SRQ's.
+        pdn: u32,
+        /// CQ of the SQ.
+        send_cqn: u32,
+        /// CQ of the receives.
+        recv_cqn: u32,
+        /// Doorbell slot for the SQ producer.
+        slot: u32,
+        /// Holder slot of the creator.
+        holder: u32,
+        /// [`Access`] bits the QP grants to its peer.
+        access: u32,
+    }
+
+    /// Body of SRQ_CREATE.
+    SrqCreate {
+        /// IOVA of the ring of receive WQEs, 64 B aligned.
+        ring: u64,
+        /// WQEs, a power of two.
+        depth: u32,
+        /// Protection domain of the receives.
+        pdn: u32,
+        /// Doorbell slot for producer and limit.
+        slot: u32,
+        /// First limit, at most `depth`; 0 for none.
+        limit: u32,
+    }
+
+    /// Body of SRQ_MODIFY.
+    SrqModify {
+        /// SRQ.
+        srqn: u32,
+        /// Limit, at most the depth; 0 disarms.
+        limit: u32,
     }
 
     /// Body of QP_MODIFY.

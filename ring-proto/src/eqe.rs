@@ -16,7 +16,7 @@ use crate::status::codes;
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct Eqe {
-    /// QPN, CQN or listener, by type.
+    /// QPN, CQN, SRQN or listener, by type.
     pub source: u32,
     /// Request id, status or count, by type.
     pub code: u32,
@@ -44,6 +44,12 @@ codes! {
         COMM_EST = 5,
         /// The send queue of a QP in SQD has drained. source QPN.
         SQ_DRAINED = 6,
+        /// An SRQ has fewer receives than its limit, which is disarmed now. source SRQN.
+        SRQ_LIMIT = 8,
+        /// An SRQ is of no more use; its QPs go to ERR. source SRQN, code syndrome.
+        SRQ_ERROR = 9,
+        /// A QP on an SRQ went to ERR and takes no more receives from it. source QPN.
+        LAST_WQE_REACHED = 10,
         /// A connection request waits. source listener, code request id.
         CM_REQUEST = 16,
         /// A waiting request was withdrawn by its sender. source listener, code request id.

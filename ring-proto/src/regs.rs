@@ -79,6 +79,8 @@ pub const MAX_MESSAGE: u64 = 0x58;
 pub const MAX_DEPTH: u64 = 0x5c;
 /// u32, read: most memory windows of a function.
 pub const MAX_MW: u64 = 0x60;
+/// u32, read: most SRQs of a function.
+pub const MAX_SRQ: u64 = 0x64;
 /// u32, write: wakes a parked device; the value does not matter. Offered as an ioeventfd too.
 pub const KICK: u64 = 0x80;
 /// u32, read: 1 when the port is up.
@@ -110,6 +112,7 @@ pub const REGISTERS: &[(&str, u64, u32)] = &[
     ("MAX_MESSAGE", MAX_MESSAGE, 4),
     ("MAX_DEPTH", MAX_DEPTH, 4),
     ("MAX_MW", MAX_MW, 4),
+    ("MAX_SRQ", MAX_SRQ, 4),
     ("KICK", KICK, 4),
     ("LINK_STATE", LINK_STATE, 4),
     ("NODE", NODE, 4),
@@ -138,8 +141,10 @@ pub const FEATURE_HOLDERS: u64 = 1 << 1;
 pub const FEATURE_ATOMICS: u64 = 1 << 2;
 /// Feature: memory windows and invalidation.
 pub const FEATURE_MW: u64 = 1 << 3;
+/// Feature: shared receive queues.
+pub const FEATURE_SRQ: u64 = 1 << 4;
 /// Features this version offers.
-pub const FEATURES: u64 = FEATURE_CM | FEATURE_HOLDERS | FEATURE_ATOMICS | FEATURE_MW;
+pub const FEATURES: u64 = FEATURE_CM | FEATURE_HOLDERS | FEATURE_ATOMICS | FEATURE_MW | FEATURE_SRQ;
 
 /// Most entries of the admin rings.
 pub const ADMIN_DEPTH_LIMIT: u32 = 1024;

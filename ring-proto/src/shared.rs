@@ -159,6 +159,18 @@ impl<'a> Line<'a> {
         self.bar.u32_at(self.base + 8)
     }
 
+    /// Producer of the SRQ, in WQEs.
+    #[must_use]
+    pub fn srq_producer(self) -> &'a AtomicU32 {
+        self.bar.u32_at(self.base + 12)
+    }
+
+    /// Limit word of the SRQ.
+    #[must_use]
+    pub fn srq_limit(self) -> &'a AtomicU32 {
+        self.bar.u32_at(self.base + 32)
+    }
+
     /// Armed vectors.
     #[must_use]
     pub fn arm_vectors(self) -> &'a AtomicU64 {

@@ -201,6 +201,8 @@ codes! {
         MW_BIND_NOT_ALLOWED = 135,
         /// A window to be changed by peers needs a region that its owner may write.
         MW_NEEDS_LOCAL_WRITE = 136,
+        /// The SRQ of the QP is of no more use.
+        SRQ_BROKEN = 137,
         /// The key to invalidate names neither window nor region.
         INV_UNKNOWN_KEY = 144,
         /// The key to invalidate belongs to another protection domain.

@@ -132,6 +132,11 @@ pub fn structures() -> Vec<Structure> {
         "QpCreate": admin::QpCreate {
             sq_ring, rq_ring, sq_depth, rq_depth, pdn, send_cqn, recv_cqn, slot, holder, access,
         }
+        "QpCreateSrq": admin::QpCreateSrq {
+            sq_ring, sq_depth, srqn, pdn, send_cqn, recv_cqn, slot, holder, access,
+        }
+        "SrqCreate": admin::SrqCreate { ring, depth, pdn, slot, limit }
+        "SrqModify": admin::SrqModify { srqn, limit }
         "QpModify": admin::QpModify {
             qpn, state, peer_function, peer_qpn, rnr_retry, attributes, sq_psn, rq_psn, timeout, retry_cnt,
             min_rnr_timer, path_mtu, retry_unlimited, access, current_state, max_rd_atomic, max_dest_rd_atomic, sqd_event, reserved,
@@ -225,10 +230,10 @@ pub fn constants() -> Vec<(&'static str, String)> {
         regs::REGION_BAR2, regs::REGION_BAR4, regs::REGION_CONFIG, regs::NUM_REGIONS, regs::NUM_IRQS, regs::IRQ_MSIX,
         regs::BAR0_LEN, regs::BAR4_LEN, regs::CONFIG_LEN, regs::VECTORS, regs::MAGIC_VALUE, regs::ABI_VALUE,
         regs::STATUS_ACKNOWLEDGE, regs::STATUS_DRIVER, regs::STATUS_DRIVER_OK, regs::STATUS_FEATURES_OK,
-        regs::STATUS_NEEDS_RESET, regs::STATUS_FAILED, regs::FEATURE_CM, regs::FEATURE_HOLDERS, regs::FEATURE_ATOMICS, regs::FEATURE_MW, regs::FEATURES,
+        regs::STATUS_NEEDS_RESET, regs::STATUS_FAILED, regs::FEATURE_CM, regs::FEATURE_HOLDERS, regs::FEATURE_ATOMICS, regs::FEATURE_MW, regs::FEATURE_SRQ, regs::FEATURES,
         regs::ADMIN_DEPTH_LIMIT, regs::DEPTH_LIMIT, regs::MESSAGE_LIMIT,
         uar::UARS, uar::LINES, uar::SLOTS, uar::UAR_BASE, uar::UAR_LEN, uar::LINES_OFFSET, uar::HOLDERS_BASE, uar::HOLDERS,
-        uar::BAR2_LEN, uar::ADMIN_SLOT, uar::MODE_COPY, uar::MODE_WINDOW,
+        uar::BAR2_LEN, uar::ADMIN_SLOT, uar::SRQ_LIMIT_MASK, uar::MODE_COPY, uar::MODE_WINDOW,
         wqe::BLOCK, wqe::MAX_BLOCKS, wqe::FIRST_SGES, wqe::BLOCK_SGES, wqe::MAX_SGES, wqe::MAX_RECV_SGES, wqe::MAX_INLINE,
         cqe::CQE_IMM, cqe::CQE_SOLICITED, cqe::CQE_INV, cqe::CQE_PUBLISH, eqe::EQE_PUBLISH,
         admin::COMPLETION_PUBLISH, admin::HOLD_QP, admin::HOLD_LISTENER, admin::RELEASE_UNLESS_LAST, admin::LISTEN_SHARED,

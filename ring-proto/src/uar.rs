@@ -74,7 +74,7 @@ pub struct DoorbellLine {
     pub rq_producer: u32,
     /// Consumer of the CQ or EQ, in elements.
     pub cq_consumer: u32,
-    /// Producer of the SRQ, in WQEs. Reserved in this version.
+    /// Producer of the SRQ, in WQEs.
     pub srq_producer: u32,
     /// Vectors to fire at the next completion or event. Armers `fetch_or`, the NIC swaps to 0.
     pub arm_vectors: u64,
@@ -82,13 +82,16 @@ pub struct DoorbellLine {
     pub arm_sequence: u32,
     /// Zero.
     pub spare: u32,
-    /// SRQ limit. Reserved in this version.
+    /// SRQ limit in bits 0..24, and in bits 24..32 a number: the NIC arms the limit when the word changes.
     pub srq_limit: u32,
     /// Zero.
     pub reserved: [u32; 5],
     /// Vectors to fire at the next solicited completion or error only. As `arm_vectors`.
     pub arm_solicited: u64,
 }
+
+/// Bits of `srq_limit` that are the limit.
+pub const SRQ_LIMIT_MASK: u32 = 0xff_ffff;
 
 /// Mode of a QP: the NIC copies payload into posted receives.
 pub const MODE_COPY: u32 = 0;

@@ -8,7 +8,8 @@
 use ring_proto::admin::{
     Access, AdminOp, AdminStatus, Body, CmAccept, CmConnect, CmListen, CmQuery, Command,
     Completion, CqModerate, CqResize, HOLD_LISTENER, HOLD_QP, Hold, HoldClone, MrReg, MwAlloc,
-    MwBind, Named, QpCreate, QpModify, QueueCreate, RELEASE_UNLESS_LAST,
+    MwBind, Named, QpCreate, QpCreateSrq, QpModify, QueueCreate, RELEASE_UNLESS_LAST, SrqCreate,
+    SrqModify,
 };
 use ring_proto::index::Depth;
 use ring_proto::regs;
@@ -248,7 +249,20 @@ impl Device {
                 self.create_eq(place, QueueCreate::from_body(body).ok_or(INVALID)?)
             }
             AdminOp::EQ_DESTROY => self.destroy_eq(place, named(body)?),
-            AdminOp::QP_CREATE => self.create_qp(place, QpCreate::from_body(body).ok_or(INVALID)?),
+            AdminOp::QP_CREATE => {
+                self.create_qp(place, QpCreate::from_body(body).ok_or(INVALID)?, None)
+            }
+            AdminOp::QP_CREATE_SRQ => {
+                self.create_qp_on_srq(place, QpCreateSrq::from_body(body).ok_or(INVALID)?)
+            }
+            AdminOp::SRQ_CREATE => {
+                self.create_srq(place, SrqCreate::from_body(body).ok_or(INVALID)?)
+            }
+            AdminOp::SRQ_MODIFY => {
+                self.modify_srq(place, SrqModify::from_body(body).ok_or(INVALID)?)
+            }
+            AdminOp::SRQ_QUERY => self.query_srq(place, named(body)?),
+            AdminOp::SRQ_DESTROY => self.destroy_srq(place, named(body)?),
             AdminOp::QP_QUERY_ATTR => self.query_attributes(self.living_qp(place, named(body)?)?),
             AdminOp::QP_QUERY => self.query_qp(place, named(body)?),
             AdminOp::QP_DESTROY => {
@@ -462,10 +476,19 @@ impl Device {
         Ok(DONE)
     }
 
-    fn create_qp(&mut self, place: u32, wanted: QpCreate) -> Result<Results, AdminStatus> {
+    /// QP_CREATE; with an SRQ and the protection domain of its receives in place of the RQ also QP_CREATE_SRQ.
+    pub(crate) fn create_qp(
+        &mut self,
+        place: u32,
+        wanted: QpCreate,
+        shared: Option<(u32, u32)>,
+    ) -> Result<Results, AdminStatus> {
         let function = self.own_mut(place)?;
         let sq_depth = qp::depth(wanted.sq_depth)?;
-        let rq_depth = qp::depth(wanted.rq_depth)?;
+        let rq_depth = match shared {
+            Some(_) => None,
+            None => Some(qp::depth(wanted.rq_depth)?),
+        };
         let access = Access::from_bits(wanted.access).ok_or(INVALID)?;
         if !function.is_free_for_qp(wanted.slot) {
             return Err(slot_status(wanted.slot));
@@ -484,7 +507,14 @@ impl Device {
             }
         }
         let sq = function.windows.ring(wanted.sq_ring, sq_depth)?;
-        let rq = function.windows.ring(wanted.rq_ring, rq_depth)?;
+        let rq = match rq_depth {
+            Some(depth) => WorkQueue::new(
+                function.windows.ring(wanted.rq_ring, depth)?,
+                wanted.rq_ring,
+            ),
+            None => WorkQueue::none(),
+        };
+        let (srqn, recv_pdn) = shared.unwrap_or((0, wanted.pdn));
         let new = NewQp {
             slot: wanted.slot,
             pdn: wanted.pdn,
@@ -492,7 +522,9 @@ impl Device {
             send_cqn: wanted.send_cqn,
             recv_cqn: wanted.recv_cqn,
             sq: WorkQueue::new(sq, wanted.sq_ring),
-            rq: WorkQueue::new(rq, wanted.rq_ring),
+            rq,
+            srqn,
+            recv_pdn,
             holder: wanted.holder,
         };
         let qpn = function
@@ -603,7 +635,7 @@ fn named(body: &Body) -> Result<u32, AdminStatus> {
 }
 
 /// Why a doorbell slot cannot be taken.
-fn slot_status(slot: u32) -> AdminStatus {
+pub(crate) fn slot_status(slot: u32) -> AdminStatus {
     if (1..uar::SLOTS).contains(&slot) {
         AdminStatus::BUSY
     } else {

@@ -47,6 +47,8 @@ pub(crate) struct Work {
     pub(crate) broken_cqs: Vec<(u32, u32)>,
     /// CQs whose interrupts are held back, each at most once.
     pub(crate) delayed: Vec<(u32, u32)>,
+    /// SRQs that broke and whose QPs do not know yet.
+    pub(crate) broken_srqs: Vec<(u32, u32, Syndrome)>,
     /// Functions that have to fail.
     pub(crate) failing: Vec<(u32, Syndrome)>,
     /// Time of the present round.
@@ -317,6 +319,9 @@ impl Device {
                 qpn: used.qpn,
             });
         }
+        if used.srqn != 0 {
+            self.srq_rang(place, used.srqn);
+        }
         if used.completion == CompletionUse::Eq {
             self.deliver_events(place);
         }
@@ -398,6 +403,8 @@ impl Device {
         loop {
             if let Some((place, cqn)) = self.work.broken_cqs.pop() {
                 self.cq_broke(place, cqn);
+            } else if let Some((place, srqn, syndrome)) = self.work.broken_srqs.pop() {
+                self.srq_broke(place, srqn, syndrome);
             } else if let Some((place, syndrome)) = self.work.failing.pop() {
                 self.fail_function(place, syndrome);
             } else {

@@ -36,6 +36,7 @@ use super::pause;
 use super::qp::{QP_LIMIT, Qp};
 use super::recorder::Recorder;
 use super::registers::Registers;
+use super::srq::{SRQ_LIMIT, Srq};
 use super::table::Table;
 use super::window::Windows;
 use super::{Device, DeviceError, Vectors, WindowRequest};
@@ -59,6 +60,8 @@ pub(crate) struct Pd {
 pub(crate) struct SlotUse {
     /// QPN whose producers are here, or 0.
     pub(crate) qpn: u32,
+    /// SRQN whose producer and limit are here, or 0.
+    pub(crate) srqn: u32,
     /// What has its consumer here.
     pub(crate) completion: CompletionUse,
 }
@@ -88,6 +91,7 @@ pub(crate) struct Function {
     pub(crate) pds: Table<Pd>,
     pub(crate) cqs: Table<Cq>,
     pub(crate) qps: Table<Box<Qp>>,
+    pub(crate) srqs: Table<Srq>,
     pub(crate) listeners: Table<Listener>,
     /// Waiting connection requests by number, as connects.
     pub(crate) requests: HashMap<u32, u64>,
@@ -147,6 +151,7 @@ impl Function {
             pds: Table::new(PD_LIMIT, seed),
             cqs: Table::new(CQ_LIMIT, seed),
             qps: Table::new(QP_LIMIT, seed),
+            srqs: Table::new(SRQ_LIMIT, seed),
             listeners: Table::new(LISTENER_LIMIT, seed),
             requests: HashMap::new(),
             next_request: 1,
@@ -253,6 +258,28 @@ impl Function {
         }
     }
 
+    /// Whether an SRQ may take a slot.
+    pub(crate) fn is_free_for_srq(&self, slot: u32) -> bool {
+        (1..uar::SLOTS).contains(&slot) && self.slot(slot).srqn == 0
+    }
+
+    /// Gives a slot to an SRQ and clears what an earlier life left there.
+    pub(crate) fn enter_slot_as_srq(&mut self, slot: u32, srqn: u32) {
+        if let Some(entry) = self.slot_mut(slot) {
+            entry.srqn = srqn;
+        }
+        let line = self.bar.line(slot);
+        // Relaxed: as in `clear_producers`.
+        line.srq_producer().store(0, Ordering::Relaxed);
+        line.srq_limit().store(0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn leave_slot_as_srq(&mut self, slot: u32) {
+        if let Some(entry) = self.slot_mut(slot) {
+            entry.srqn = 0;
+        }
+    }
+
     /// Gives a slot to a CQ or EQ and clears what an earlier life left there.
     pub(crate) fn enter_slot_as(&mut self, slot: u32, completion: CompletionUse) {
         if let Some(entry) = self.slot_mut(slot) {
@@ -274,6 +301,7 @@ impl Function {
     /// Empties every table. QPs and listeners have ended before; the EQ keeps its slot.
     pub(crate) fn clear_tables(&mut self) {
         self.cqs.clear();
+        self.srqs.clear();
         self.regions.clear();
         self.pds.clear();
         self.requests.clear();
@@ -483,6 +511,10 @@ impl Device {
                 cq.is_broken = true;
                 self.work.broken_cqs.push((place, cqn));
             }
+        }
+        for srqn in function.break_srqs_inside(iova, len) {
+            let gone = ring_proto::status::Syndrome::WINDOW_GONE;
+            self.work.broken_srqs.push((place, srqn, gone));
         }
         let has_admin = function
             .admin

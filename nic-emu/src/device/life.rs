@@ -45,6 +45,9 @@ impl Device {
         if let Some(waiter) = waiter {
             self.activate(waiter);
         }
+        if !was_in_error {
+            self.last_wqe_reached(at);
+        }
         !was_in_error
     }
 
@@ -238,8 +241,9 @@ impl Device {
             qp.rq.ring = None;
             qp.is_held = false;
             qp.receiving = None;
-            let (slot, cqns) = (qp.slot, [qp.send_cqn, qp.recv_cqn]);
+            let (slot, cqns, srqn) = (qp.slot, [qp.send_cqn, qp.recv_cqn], qp.srqn);
             function.leave_slot_as_qp(slot, at.qpn);
+            function.leave_srq(srqn, at.qpn);
             for cqn in cqns {
                 if let Some(cq) = function.cqs.find_mut(cqn) {
                     cq.users -= 1;

@@ -5,7 +5,7 @@
 //! Invariants: no thread, no lock, no socket inside; every number from a client is checked on a private copy; a client harms itself
 //! only: its QP goes to ERR, or its function to FAILED. Ring bases, depths and indices are the device's own copies.
 //! Hot: `pump` and what it calls for a WQE (`engine`, `serve`, `queue`, `transfer`, `mr`, `cq`): no allocation, lock, log or system call.
-//! Source: verbs semantics by name; docs/device.md. Leaves out: window mode, SRQ.
+//! Source: verbs semantics by name; docs/device.md. Leaves out: window mode.
 //!
 //! ```text
 //!  engine   rounds: dirty words -> active QPs -> turns -> interrupts; parks
@@ -54,6 +54,7 @@ mod queue;
 mod recorder;
 mod registers;
 mod serve;
+mod srq;
 mod table;
 mod timer;
 mod transfer;

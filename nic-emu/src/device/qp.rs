@@ -4,7 +4,7 @@
 //! Invariants: two QPs are connected when each names the other; a QP names its peer by function, place and number, and all three must
 //! still fit. A doorbell is believed only between what was posted before and one depth ahead of what was fetched.
 //! Hot: [`Qp::refresh`], [`Qp::fetch_receive`], the look-ups. Edges: sq-publish. Source: verbs QP; layout docs/device.md.
-//! Leaves out: SQE (no unconnected transport), SRQ.
+//! Leaves out: SQE (no unconnected transport); SRQs have `srq`.
 
 use ring_proto::admin::{Access, AdminStatus, CmRecord, MAX_RD_ATOMIC};
 use ring_proto::ids::FunctionId;
@@ -60,6 +60,17 @@ impl WorkQueue {
         }
     }
 
+    /// No queue: the QP has an SRQ.
+    pub(crate) fn none() -> Self {
+        Self {
+            ring: None,
+            iova: 0,
+            consumer: 0,
+            producer: 0,
+            refused: None,
+        }
+    }
+
     /// Takes over the client's producer; false when it cannot be true.
     #[inline]
     pub(crate) fn believe(&mut self, claimed: u32) -> bool {
@@ -106,6 +117,12 @@ pub(crate) struct Qp {
     pub(crate) recv_cqn: u32,
     pub(crate) sq: WorkQueue,
     pub(crate) rq: WorkQueue,
+    /// SRQ in place of the RQ, or 0.
+    pub(crate) srqn: u32,
+    /// Protection domain of the receives.
+    pub(crate) recv_pdn: u32,
+    /// It stands on the SRQ's list of those whose peer waits.
+    pub(crate) waits_on_srq: bool,
     pub(crate) peer: Option<QpRef>,
     /// The QP whose send waits until this one can take it.
     pub(crate) waiter: Option<QpRef>,
@@ -155,6 +172,8 @@ pub(crate) struct NewQp {
     pub(crate) recv_cqn: u32,
     pub(crate) sq: WorkQueue,
     pub(crate) rq: WorkQueue,
+    pub(crate) srqn: u32,
+    pub(crate) recv_pdn: u32,
     pub(crate) holder: u32,
 }
 
@@ -170,6 +189,9 @@ impl Qp {
             recv_cqn: new.recv_cqn,
             sq: new.sq,
             rq: new.rq,
+            srqn: new.srqn,
+            recv_pdn: new.recv_pdn,
+            waits_on_srq: false,
             peer: None,
             waiter: None,
             is_active: false,

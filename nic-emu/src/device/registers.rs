@@ -14,6 +14,7 @@ use super::function::{Function, PD_LIMIT};
 use super::mr::MR_LIMIT;
 use super::mw::MW_LIMIT;
 use super::qp::QP_LIMIT;
+use super::srq::SRQ_LIMIT;
 use super::{Device, DeviceError};
 
 /// What the client wrote, and what the device shows.
@@ -174,6 +175,7 @@ impl Function {
             regs::MAX_MESSAGE => regs::MESSAGE_LIMIT.into(),
             regs::MAX_DEPTH => regs::DEPTH_LIMIT.into(),
             regs::MAX_MW => MW_LIMIT.into(),
+            regs::MAX_SRQ => SRQ_LIMIT.into(),
             regs::LINK_STATE => is_port_up.into(),
             regs::NODE => self.node.0.into(),
             regs::ERROR_SYNDROME => registers.syndrome.0.into(),

@@ -201,6 +201,11 @@ impl Device {
                 other.waiter = Some(at);
                 return Err(Step::Hold(Hold::Receive));
             }
+            Err(_) if other.srqn != 0 => {
+                self.fetch_shared(at, peer)?;
+                // It is in `receiving` now.
+                return self.find_receive(at, peer, work);
+            }
             Err(syndrome) => {
                 self.fail_qp(peer, syndrome);
                 return Err(Step::Failed(
@@ -228,7 +233,7 @@ impl Device {
                 Syndrome::RECV_TOO_SHORT,
             ));
         }
-        let (pdn, total) = (other.pdn, work.total());
+        let (pdn, total) = (other.recv_pdn, work.total());
         match check_sges(&function.regions, pdn, receive.sges(), total, true) {
             Ok(straight) => Ok(straight),
             Err(syndrome) => {
@@ -257,7 +262,7 @@ impl Device {
         let (other, peer_qp) = self.end(peer).ok_or(internal)?;
         let target = Side::List {
             regions: &other.regions,
-            pdn: peer_qp.pdn,
+            pdn: peer_qp.recv_pdn,
             sges: peer_qp.receiving.as_ref().map_or(&[], RecvWork::sges),
             write: true,
         };

@@ -18,7 +18,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd;
 use ring_proto::admin::{
     Access, AdminOp, AdminStatus, Body, CmAccept, CmConnect, CmListen, CmRecord, Command,
-    Completion, Hold, HoldClone, MrReg, MwAlloc, Named, QpCreate, QpModify, QueueCreate, Refusal,
+    Completion, Hold, HoldClone, MrReg, MwAlloc, Named, QpCreate, QpCreateSrq, QpModify,
+    QueueCreate, Refusal, SrqCreate,
 };
 use ring_proto::cqe::{Cqe, Publish};
 use ring_proto::eqe::{self, Eqe, EventType};
@@ -155,6 +156,15 @@ pub(crate) struct RawQp {
     pub(crate) sq_producer: u32,
     pub(crate) rq_producer: u32,
     pub(crate) cq_consumer: u32,
+}
+
+/// A shared receive queue of a client.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawSrq {
+    pub(crate) srqn: u32,
+    pub(crate) slot: u32,
+    pub(crate) ring: WqeRing,
+    pub(crate) producer: u32,
 }
 
 /// A CQE as tests look at it.
@@ -546,6 +556,76 @@ impl Client {
             rq_producer: 0,
             cq_consumer: 0,
         }
+    }
+
+    /// An SRQ in a protection domain.
+    pub(crate) fn srq(&mut self, device: &mut Device, depth: u32, pdn: u32) -> RawSrq {
+        let ring = self.alloc(64 * u64::from(depth));
+        let slot = self.slot();
+        let body = SrqCreate {
+            ring,
+            depth,
+            pdn,
+            slot,
+            limit: 0,
+        };
+        let srqn = low(self.ok(device, AdminOp::SRQ_CREATE, body.to_body())[0]);
+        RawSrq {
+            srqn,
+            slot,
+            ring: self.ring(ring, depth),
+            producer: 0,
+        }
+    }
+
+    /// A QP in INIT that takes its receives from an SRQ.
+    pub(crate) fn qp_on_srq(&mut self, device: &mut Device, srq: &RawSrq, pdn: u32) -> RawQp {
+        let (cqn, cq_slot, cq) = self.cq(device, CQ_DEPTH);
+        let sq_ring = self.alloc(64 * u64::from(SQ_DEPTH));
+        let slot = self.slot();
+        let body = QpCreateSrq {
+            sq_ring,
+            sq_depth: SQ_DEPTH,
+            srqn: srq.srqn,
+            pdn,
+            send_cqn: cqn,
+            recv_cqn: cqn,
+            slot,
+            holder: 0,
+            access: full().bits(),
+        };
+        let qpn = low(self.ok(device, AdminOp::QP_CREATE_SRQ, body.to_body())[0]);
+        let mut qp = RawQp {
+            qpn,
+            slot,
+            cqn,
+            cq_slot,
+            sq: self.ring(sq_ring, SQ_DEPTH),
+            rq: srq.ring,
+            cq,
+            sq_producer: 0,
+            rq_producer: 0,
+            cq_consumer: 0,
+        };
+        self.modify(device, &mut qp, QpState::INIT);
+        qp
+    }
+
+    /// Writes a receive into an SRQ without ringing.
+    pub(crate) fn write_srq(&self, srq: &mut RawSrq, wr_id: u64, sges: &[Sge]) {
+        let wqe = recv_wqe(wr_id, sges);
+        srq.ring.write(srq.producer, &zerocopy::transmute!(wqe));
+        srq.producer = srq.producer.wrapping_add(1);
+    }
+
+    /// Rings an SRQ's doorbell and lets the device work.
+    pub(crate) fn ring_srq(&self, device: &mut Device, srq: &RawSrq) {
+        self.bar
+            .line(srq.slot)
+            .srq_producer()
+            .store(srq.producer, Ordering::Release);
+        self.mark(device, srq.slot);
+        pump(device);
     }
 
     pub(crate) fn modify(&mut self, device: &mut Device, qp: &mut RawQp, state: QpState) {

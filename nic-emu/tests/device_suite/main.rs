@@ -27,6 +27,7 @@ mod packet_cm;
 mod port;
 mod registers;
 mod rnr;
+mod srq;
 mod syndromes;
 mod transfer;
 mod validate;

@@ -9,7 +9,8 @@ use std::path::Path;
 use ring_proto::status::Syndrome;
 
 use crate::{
-    atomics, client, cm, completion, cq_change, flush, modify, mw, packet, port, rnr, windows, wqe,
+    atomics, client, cm, completion, cq_change, flush, modify, mw, packet, port, rnr, srq, windows,
+    wqe,
 };
 
 /// Syndromes that no client can provoke: the unit test inside the device that does.
@@ -87,6 +88,7 @@ fn every_syndrome_is_provoked_by_a_test() {
         MW_BAD_RIGHTS => mw::each_failed_check_of_a_binding_has_its_syndrome,
         MW_BIND_NOT_ALLOWED => mw::each_failed_check_of_a_binding_has_its_syndrome,
         MW_NEEDS_LOCAL_WRITE => mw::each_failed_check_of_a_binding_has_its_syndrome,
+        SRQ_BROKEN => srq::a_producer_past_the_depth_breaks_the_srq,
         INV_UNKNOWN_KEY => mw::each_failed_check_of_an_invalidation_has_its_syndrome,
         INV_PD_MISMATCH => mw::each_failed_check_of_an_invalidation_has_its_syndrome,
         INV_WRONG_QP => mw::each_failed_check_of_an_invalidation_has_its_syndrome,

@@ -85,7 +85,7 @@ impl Device {
         let (function, qp) = self.end(own).ok_or(Syndrome::INTERNAL_ERROR)?;
         let target = Side::List {
             regions: &function.regions,
-            pdn: qp.pdn,
+            pdn: qp.recv_pdn,
             sges: qp.receiving.as_ref().map_or(&[], RecvWork::sges),
             write: true,
         };
