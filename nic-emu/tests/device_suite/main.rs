@@ -26,6 +26,7 @@ mod packet_attributes;
 mod packet_cm;
 mod port;
 mod registers;
+mod regressions;
 mod rnr;
 mod srq;
 mod syndromes;

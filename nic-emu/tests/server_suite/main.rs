@@ -11,5 +11,7 @@ mod harness;
 mod hostile;
 mod irqs;
 mod minidriver;
+mod regressions;
 mod rings;
 mod stream;
+mod walk;
