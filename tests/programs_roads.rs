@@ -40,6 +40,47 @@ fn a_server_without_sanlab_is_reached_over_tcp_and_the_reason_is_told() {
 }
 
 #[test]
+fn programs_that_lower_their_limit_or_connect_in_many_threads_ride_the_san() {
+    let Some([python]) = programs::find(["python3"]) else {
+        return;
+    };
+    let server = r"
+import resource, socket
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+listener = socket.create_server(('', 7100))
+ends = [listener.accept()[0] for _ in range(16)]
+for end in ends:
+    end.sendall(end.recv(100))
+";
+    let client = r"
+import resource, socket, threading
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+begin = threading.Barrier(16)
+right = []
+def use(k):
+    begin.wait()
+    end = socket.create_connection(('a', 7100))
+    end.sendall(b'from %d' % k)
+    right.append(end.recv(100) == b'from %d' % k)
+threads = [threading.Thread(target=use, args=(k,)) for k in range(16)]
+for t in threads: t.start()
+for t in threads: t.join()
+assert right == [True] * 16, right
+";
+    let lab = Lab::new("programs_that_lower_their_limit_or_connect_in_many_threads_ride_the_san");
+    let cluster = lab.up_on(Road::San);
+    let run = |node, script: &str| {
+        cluster.run(node, [python.as_os_str(), "-c".as_ref(), script.as_ref()])
+    };
+    let server = lab.spawn("server", run("a", server));
+    cluster.wait_listening("a", 7100);
+    lab.spawn("client", run("b", client)).succeed();
+    server.succeed();
+    cluster.wait_no_connections();
+    cluster.assert_road(Road::San, &["a", "b"]);
+}
+
+#[test]
 fn a_client_without_sanlab_reaches_a_server_on_a_node_over_tcp() {
     let Some([python]) = programs::find(["python3"]) else {
         return;

@@ -31,6 +31,11 @@ pub type SysResult<T> = Result<T, Errno>;
 /// Most descriptors that [`recv_message`] takes from one message.
 pub const MAX_FDS: usize = 16;
 
+/// The library's descriptors lie below this number: it keeps them apart from those of programs that raise their limit.
+pub const INTERNAL_LIMIT: u64 = 4096;
+/// Descriptor numbers kept for the library below the limit.
+const RESERVE: u64 = 512;
+
 /// Lowest number for descriptors of ours, or 0 to take what the kernel gives.
 static FLOOR: AtomicI32 = AtomicI32::new(0);
 
@@ -85,7 +90,7 @@ impl Fd {
         if raw >= floor {
             return low;
         }
-        match rustix::io::fcntl_dupfd_cloexec(&low, floor) {
+        match duplicate_high(borrow(raw)) {
             // SAFETY: as above.
             Ok(high) => unsafe { Self::from_raw(high.into_raw_fd()) },
             Err(_) => low, // The low number serves as well.
@@ -160,9 +165,34 @@ pub fn close(fd: RawFd) {
 /// # Errors
 /// As `fcntl(F_DUPFD_CLOEXEC)`.
 pub fn duplicate(fd: RawFd) -> SysResult<Fd> {
+    duplicate_high(borrow(fd)).map(Fd::from_owned)
+}
+
+/// Duplicates a descriptor to a number from the floor upwards. The program may have lowered its limit below the floor since, or filled
+/// what is above it.
+fn duplicate_high(fd: BorrowedFd<'_>) -> SysResult<OwnedFd> {
     // Relaxed: see `set_fd_floor`.
     let floor = FLOOR.load(Ordering::Relaxed);
-    rustix::io::fcntl_dupfd_cloexec(borrow(fd), floor).map(Fd::from_owned)
+    let high = match rustix::io::fcntl_dupfd_cloexec(fd, floor) {
+        Err(Errno::INVAL) if floor > 0 => {
+            let floor = floor.min(highest_floor());
+            set_fd_floor(floor);
+            rustix::io::fcntl_dupfd_cloexec(fd, floor)
+        }
+        other => other,
+    };
+    match high {
+        Err(Errno::MFILE | Errno::INVAL) => rustix::io::fcntl_dupfd_cloexec(fd, 0),
+        other => other,
+    }
+}
+
+/// The floor that the limit of descriptors leaves room above for what the library needs.
+#[must_use]
+pub fn highest_floor() -> RawFd {
+    let soft = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let soft = soft.unwrap_or(INTERNAL_LIMIT).min(INTERNAL_LIMIT);
+    RawFd::try_from(soft - RESERVE.min(soft / 2)).unwrap_or(0)
 }
 
 /// Makes a nonblocking eventfd.

@@ -26,11 +26,6 @@ const NOT_INTRODUCED: u32 = 0;
 const BUSY: u32 = 1;
 const INTRODUCED: u32 = 2;
 
-/// Descriptor numbers kept for the library below the limit.
-const RESERVE: u64 = 512;
-/// The library's descriptors lie below this number: it keeps them apart from those of programs that raise their limit.
-pub const INTERNAL_LIMIT: u64 = 4096;
-
 /// The process as the emulator knows it.
 #[derive(Debug)]
 pub struct Process {
@@ -54,7 +49,7 @@ impl Process {
             // SAFETY: the launcher left the descriptor to the library; it is never closed, but known as the library's from now on.
             core::mem::forget(unsafe { Fd::from_raw(fd) });
         }
-        driver::sys::set_fd_floor(lowest_internal());
+        driver::sys::set_fd_floor(driver::sys::highest_floor());
         Self {
             channel: AtomicI32::new(channel.unwrap_or(-1)),
             socket: AtomicI32::new(-1),
@@ -254,14 +249,6 @@ fn is_channel(fd: RawFd) -> bool {
         && sys::int_option(fd, libc::SOL_SOCKET, libc::SO_TYPE) == Ok(libc::SOCK_SEQPACKET)
 }
 
-/// Where the library's descriptors begin: a reserve below the soft limit, and never above [`INTERNAL_LIMIT`], so that a program
-/// that raises its limit later finds them where they were.
-fn lowest_internal() -> RawFd {
-    let soft = sys::descriptor_limit().min(INTERNAL_LIMIT);
-    let reserve = RESERVE.min(soft / 2);
-    RawFd::try_from(soft - reserve).unwrap_or(0)
-}
-
 /// Name of the program, as `comm` shows it.
 fn program_name() -> Vec<u8> {
     let mut name = [0_u8; 64];
@@ -389,7 +376,7 @@ mod tests {
         let process = Process::new(Some(inherited));
         process.introduce();
         let socket = process.socket.load(Ordering::Relaxed);
-        assert!(socket >= lowest_internal());
+        assert!(socket >= driver::sys::highest_floor());
         assert!(driver::sys::is_internal(socket));
         drop(process);
         assert!(!driver::sys::is_internal(socket));

@@ -650,19 +650,6 @@ pub fn close_range(first: u32, last: u32, flags: i32) -> SysResult<()> {
     unsafe { syscall(libc::SYS_close_range, args) }.map(drop)
 }
 
-/// Soft limit of descriptors.
-#[must_use]
-pub fn descriptor_limit() -> u64 {
-    let mut limits = [0_u64; 2];
-    let resource = libc::RLIMIT_NOFILE as usize;
-    let args = [0, resource, 0, (&raw mut limits).expose_provenance(), 0, 0];
-    // SAFETY: the fourth argument is room for two 64-bit words.
-    match unsafe { syscall(libc::SYS_prlimit64, args) } {
-        Ok(_) => limits[0],
-        Err(_) => 1024,
-    }
-}
-
 /// Writes the path of the program's file to `path`, cut to its length, and returns the bytes written.
 pub fn executable(path: &mut [u8]) -> usize {
     let link = c"/proc/self/exe";

@@ -6,9 +6,9 @@
 
 use core::ffi::{c_int, c_uint};
 
+use driver::sys::INTERNAL_LIMIT;
 use ring_proto::sync::Ordering;
 use switch::outcome::now_ns;
-use switch::process::INTERNAL_LIMIT;
 use switch::session::{CloseStep, Conn};
 use switch::table::{Kind, Removed, SlotRef};
 use switch::{Errno, Stage, sys};
