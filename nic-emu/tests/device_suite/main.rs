@@ -30,6 +30,7 @@ mod regressions;
 mod rnr;
 mod srq;
 mod syndromes;
+mod teardown;
 mod transfer;
 mod validate;
 mod windows;

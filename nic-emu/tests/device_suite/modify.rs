@@ -1,10 +1,11 @@
 //! QP_MODIFY: the table of `ibv_modify_qp`, attribute by attribute; what each attribute does; SQD.
 
-use nic_emu::device::Device;
+use nic_emu::device::{Device, LinkParameters};
 use ring_proto::admin::{
     Access, AdminOp, AdminStatus, Named, QpAttributes, QpModify, QpSettings, Refusal,
 };
 use ring_proto::eqe::EventType;
+use ring_proto::ids::NodeId;
 use ring_proto::status::{Opcode, QpState, Syndrome, WcStatus};
 use ring_proto::wqe::WqeFlags;
 
@@ -817,6 +818,47 @@ fn a_send_that_fails_while_the_queue_drains_ends_in_err() {
     // RC knows no SQE: a failed send moves the QP to ERR.
     let state = joined.a.query(&mut joined.device, joined.qa.qpn);
     assert_eq!(state, Some(S::ERR));
+}
+
+#[test]
+fn send_queue_on_a_slow_link_has_drained_when_the_last_answer_is_back() {
+    let mut pair = Pair::new();
+    let slow = LinkParameters {
+        latency_ns: 50_000,
+        ..LinkParameters::default()
+    };
+    for (from, to) in [(0, 1), (1, 0)] {
+        pair.device
+            .set_link(NodeId(from), NodeId(to), slow)
+            .unwrap();
+    }
+    let remote = pair.b.region(&mut pair.device, 64, full());
+    let post = |pair: &mut Pair, wr_id| {
+        let write = Send::inline(Opcode::RDMA_WRITE, wr_id, b"x").remote(remote.iova, remote.key);
+        pair.a.send(&mut pair.device, &mut pair.qa, &write);
+    };
+    for wr_id in 1..=3 {
+        post(&mut pair, wr_id);
+    }
+    sqd(&mut pair, true);
+    post(&mut pair, 4);
+    assert!(is_draining(&mut pair));
+    assert_eq!(pair.a.events(), []);
+    for _ in 0..10 {
+        pair.device.advance(50_000);
+        pair.pump();
+    }
+    let done: Vec<_> = pair.a.completions(&mut pair.qa);
+    let done: Vec<_> = done.iter().map(|wc| wc.wr_id).collect();
+    assert_eq!(done, [1, 2, 3]);
+    let drained = (EventType::SQ_DRAINED, pair.qa.qpn, 0);
+    assert_eq!(pair.a.events(), [drained]);
+    rts(&mut pair);
+    for _ in 0..10 {
+        pair.device.advance(50_000);
+        pair.pump();
+    }
+    assert_eq!(pair.a.poll(&mut pair.qa).unwrap().wr_id, 4);
 }
 
 // ---- communication established ----

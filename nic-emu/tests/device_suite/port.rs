@@ -1,6 +1,6 @@
 //! Ports that go down and come back, and the other asynchronous events of a function.
 
-use nic_emu::device::DeviceError;
+use nic_emu::device::{DeviceError, LinkParameters};
 use ring_proto::admin::{AdminOp, AdminStatus, QpAttributes, QpModify};
 use ring_proto::eqe::{CmStatus, EventType};
 use ring_proto::ids::NodeId;
@@ -137,6 +137,37 @@ fn wait_for_a_port_does_not_shorten_the_wait_for_a_receive() {
     assert_eq!(pair.a.poll(&mut pair.qa), None);
     pair.b.recv(&mut pair.device, &mut pair.qb, 1, &[]);
     assert_eq!(pair.a.poll(&mut pair.qa).unwrap().status, WcStatus::SUCCESS);
+}
+
+#[test]
+fn packets_meet_the_port_too_and_are_sent_again() {
+    let mut pair = Pair::new();
+    let (a, b) = nodes(&pair);
+    let slow = LinkParameters {
+        latency_ns: 50_000,
+        ..LinkParameters::default()
+    };
+    for (from, to) in [(a, b), (b, a)] {
+        pair.device.set_link(from, to, slow).unwrap();
+    }
+    let remote = pair.b.region(&mut pair.device, 64, full());
+    pair.device.set_port(b, false).unwrap();
+    let write = Send::inline(Opcode::RDMA_WRITE, 1, &[5; 8]).remote(remote.iova, remote.key);
+    pair.a.send(&mut pair.device, &mut pair.qa, &write);
+    // Shorter than the retries last, which is half a second.
+    for _ in 0..100 {
+        pair.device.advance(1_000_000);
+        pair.pump();
+    }
+    assert_eq!(pair.a.poll(&mut pair.qa), None);
+    assert_eq!(pair.b.read(remote.iova, 8), [0; 8]);
+    pair.device.set_port(b, true).unwrap();
+    for _ in 0..200 {
+        pair.device.advance(1_000_000);
+        pair.pump();
+    }
+    assert_eq!(pair.a.poll(&mut pair.qa).unwrap().status, WcStatus::SUCCESS);
+    assert_eq!(pair.b.read(remote.iova, 8), [5; 8]);
 }
 
 #[test]
