@@ -1,11 +1,14 @@
 //! An emulated SAN NIC: one device with the ports of all nodes of a cluster, served to clients over shared memory.
 //!
 //! Place: `driver` attaches to it, over vfio-user or embedded; `sanlab up` runs it as a process.
-//! Entry points: [`device::Device`] is the NIC itself, [`embedded`] runs it in the caller's process,
+//! Entry points: [`device::Device`] is the NIC itself, [`Cluster::embedded`] and [`embedded`] run it in the caller's process,
 //! [`server`] as a process of its own, which [`control`] talks to; [`conformance`] judges any device that speaks our interface.
 
+pub mod cluster;
 pub mod conformance;
 pub mod control;
 pub mod device;
 pub mod embedded;
 pub mod server;
+
+pub use cluster::Cluster;

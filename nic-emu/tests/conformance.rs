@@ -2,11 +2,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::net::Ipv4Addr;
+use std::os::fd::RawFd;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
-use nic_emu::conformance::{self, EmbeddedTarget, Report, SocketTarget, Verdict};
+use nic_emu::Cluster;
+use nic_emu::conformance::{self, EmbeddedTarget, Port, Report, SocketTarget, Target, Verdict};
+use nic_emu::device::LinkParameters;
+use nic_emu::embedded::Embedded;
 use nic_emu::server::{DeviceSocket, NodeSpec, Server};
+use ring_proto::attach::{AttachError, Attachment};
+use ring_proto::sync::{AtomicU32, Ordering};
 
 /// The embedded device, judged once for all tests.
 fn embedded() -> &'static Report {
@@ -71,6 +79,152 @@ fn the_same_run_gives_the_same_trace_twice() {
         lines += one.trace.len();
     }
     assert!(lines > 2000, "{lines} lines of trace");
+}
+
+#[test]
+fn lossy_links_keep_the_rules_and_the_seed_decides_what_they_do() {
+    let run = |seed| {
+        let target = Lossy::new(seed);
+        let report = conformance::run(&target, "send.");
+        assert_eq!(report.failed(), 0, "{}", report.to_text());
+        let traces: Vec<_> = report.results.into_iter().map(|one| one.trace).collect();
+        (traces, target.links.into_inner().unwrap())
+    };
+    let (one, again, other) = (run(7), run(7), run(8));
+    assert_eq!(one, again);
+    assert_ne!(one.1, other.1, "another seed loses other packets");
+}
+
+/// Clusters whose links lose, delay and disorder packets; virtual time runs on by itself whenever a driver waits for the device.
+struct Lossy {
+    seed: u64,
+    cluster: Mutex<Option<Cluster>>,
+    /// What the links of every case did.
+    links: Mutex<Vec<(u64, u64)>>,
+    next_port: AtomicU32,
+}
+
+impl Lossy {
+    fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            cluster: Mutex::new(None),
+            links: Mutex::default(),
+            next_port: AtomicU32::new(20_000),
+        }
+    }
+
+    fn cluster(&self) -> Cluster {
+        self.cluster.lock().unwrap().clone().unwrap()
+    }
+}
+
+impl Target for Lossy {
+    fn name(&self) -> String {
+        "lossy".into()
+    }
+
+    fn begin(&self) {
+        let builder = Cluster::embedded().node("a").node("b");
+        let cluster = builder.seed(self.seed).build().unwrap();
+        let parameters = LinkParameters {
+            latency_ns: 10_000,
+            jitter_ns: 5_000,
+            loss_ppm: 50_000,
+            reorder_ppm: 50_000,
+            reorder_ns: 50_000,
+            duplicate_ppm: 50_000,
+            ..LinkParameters::default()
+        };
+        cluster.set_link("a", "b", parameters).unwrap();
+        cluster.set_link("b", "a", parameters).unwrap();
+        if let Some(last) = self.cluster.lock().unwrap().replace(cluster) {
+            let trace = last.link_trace();
+            self.links.lock().unwrap().push((trace.events, trace.hash));
+        }
+    }
+
+    fn attach(&self, port: Port) -> Result<Box<dyn Attachment>, AttachError> {
+        let node = match port {
+            Port::A => "a",
+            Port::B => "b",
+        };
+        let cluster = self.cluster();
+        let inner = cluster.attach(node).unwrap();
+        Ok(Box::new(Patient { cluster, inner }))
+    }
+
+    fn address(&self, port: Port) -> Option<Ipv4Addr> {
+        let node = if port == Port::A { "a" } else { "b" };
+        self.cluster().address(node).unwrap()
+    }
+
+    fn advance(&self, ns: u64) -> bool {
+        self.cluster().advance(Duration::from_nanos(ns));
+        true
+    }
+
+    fn now_ns(&self) -> Option<u64> {
+        let now = self.cluster.lock().unwrap().as_ref().map(Cluster::now);
+        u64::try_from(now.unwrap_or_default().as_nanos()).ok()
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn fresh_port(&self) -> u16 {
+        u16::try_from(self.next_port.fetch_add(1, Ordering::Relaxed)).unwrap()
+    }
+}
+
+/// A function whose kicks last until its packets have arrived.
+struct Patient {
+    cluster: Cluster,
+    inner: Embedded,
+}
+
+impl Attachment for Patient {
+    fn read_register(&self, offset: u64, len: u32) -> Result<u64, AttachError> {
+        self.inner.read_register(offset, len)
+    }
+
+    fn write_register(&self, offset: u64, len: u32, value: u64) -> Result<(), AttachError> {
+        self.inner.write_register(offset, len, value)
+    }
+
+    fn bar2(&self) -> Result<(RawFd, u64), AttachError> {
+        self.inner.bar2()
+    }
+
+    fn dma_map(
+        &self,
+        fd: RawFd,
+        offset: u64,
+        iova: u64,
+        len: u64,
+        writable: bool,
+    ) -> Result<(), AttachError> {
+        self.inner.dma_map(fd, offset, iova, len, writable)
+    }
+
+    fn dma_unmap(&self, iova: u64, len: u64) -> Result<(), AttachError> {
+        self.inner.dma_unmap(iova, len)
+    }
+
+    fn set_vector(&self, index: u8, eventfd: Option<RawFd>) -> Result<(), AttachError> {
+        self.inner.set_vector(index, eventfd)
+    }
+
+    fn kick(&self) {
+        self.inner.kick();
+        // Longer than all retries of a QP take.
+        self.cluster.advance(Duration::from_secs(20));
+    }
+
+    fn hangup_fd(&self) -> Option<RawFd> {
+        None
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod support;
 
 mod connecting;
 mod data;
+mod example;
 mod memory;
 mod tables;
 mod verbs;

@@ -114,7 +114,7 @@ pub(crate) struct Function {
 
 impl Function {
     /// Makes a function: cold, without windows.
-    pub(crate) fn new(id: FunctionId, node: NodeId) -> Result<Self, DeviceError> {
+    pub(crate) fn new(id: FunctionId, node: NodeId, seed: u64) -> Result<Self, DeviceError> {
         let bar_file = memfd_create(
             BAR2_NAME,
             MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
@@ -136,7 +136,12 @@ impl Function {
         let bar = unsafe { Bar2::new(base) };
         let kick = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|error| DeviceError::system("eventfd", error))?;
-        let [seed, ..] = id.0.wrapping_mul(29).to_le_bytes();
+        // First tags: apart from those of other functions, and of devices with other seeds.
+        let [tag, ..] = id.0.wrapping_mul(29).to_le_bytes();
+        let seed = seed
+            .to_le_bytes()
+            .into_iter()
+            .fold(tag, |mixed, byte| mixed.rotate_left(3) ^ byte);
         let function = Self {
             id,
             node,
@@ -399,7 +404,8 @@ impl Device {
         if self.nodes.find(node).is_none() {
             return Err(DeviceError::NoNode(node));
         }
-        let function = self.functions.add(|id| Function::new(id, node))?;
+        let seed = self.options.seed;
+        let function = self.functions.add(|id| Function::new(id, node, seed))?;
         self.validate_attached();
         Ok(function)
     }

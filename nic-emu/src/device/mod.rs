@@ -91,6 +91,8 @@ pub enum BacklogFull {
 pub struct DeviceOptions {
     /// The clock stands still and moves only by [`Device::advance`].
     pub virtual_time: bool,
+    /// Decides the numbers that the device draws in virtual time: first tags of keys, the cookie of IDENTIFY.
+    pub seed: u64,
     /// See [`BacklogFull`].
     pub backlog_full: BacklogFull,
     /// Watches for what drivers do wrong although a NIC might let it pass: [`Device::findings`].
@@ -129,7 +131,7 @@ pub struct Pumped {
 pub struct Device {
     options: DeviceOptions,
     /// Tells this device from another one, in IDENTIFY.
-    cookie: u64,
+    pub(crate) cookie: u64,
     clock: timer::Clock,
     timers: timer::Timers,
     nodes: node::Nodes,
@@ -145,7 +147,7 @@ impl Device {
     #[must_use]
     pub fn new(options: DeviceOptions) -> Self {
         let cookie = if options.virtual_time {
-            0
+            options.seed
         } else {
             RandomState::new().build_hasher().finish()
         };

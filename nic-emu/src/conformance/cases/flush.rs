@@ -196,7 +196,12 @@ pub(super) const CASES: &[Case] = &[
             pair.a
                 .named(AdminOp::CM_DISCONNECT, pair.qa.qpn, AdminStatus::OK)?;
             flushed(&pair.a_wc()?, 50)?;
-            flushed(&pair.b_wc()?, 100)?;
+            // At the end that was disconnected every flush names the cause.
+            fails(
+                &pair.b_wc()?,
+                WcStatus::WR_FLUSH_ERR,
+                Syndrome::DISCONNECTED,
+            )?;
             pair.b.expect_state(pair.qb.qpn, QpState::ERR)
         },
     ),
