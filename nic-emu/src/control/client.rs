@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use serde::de::DeserializeOwned;
 
 use super::{ChannelReply, Done, NodeConfig, Note, Pong, Refusal, Request, Stat};
+use crate::device::LinkParameters;
 use crate::server::fd_pass::{self, Wait};
 
 /// How long a single wait for the emulator lasts.
@@ -101,6 +102,24 @@ pub fn channel(socket: &Path, node: &str) -> Result<(NodeConfig, OwnedFd), Contr
 /// [`ControlError`]; `Refused` for an unknown node or reason.
 pub fn note(socket: &Path, note: Note) -> Result<(), ControlError> {
     ask(socket, &Request::Note(note)).map(|(Done { .. }, _)| ())
+}
+
+/// Sets how packets from one node to another are treated.
+///
+/// # Errors
+/// [`ControlError`]; `Refused` for nodes that do not exist and impossible parameters.
+pub fn link(
+    socket: &Path,
+    from: &str,
+    to: &str,
+    parameters: LinkParameters,
+) -> Result<(), ControlError> {
+    let request = Request::Link {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        parameters,
+    };
+    ask(socket, &request).map(|(Done { .. }, _)| ())
 }
 
 /// Ends the emulator. When it returns the end is under way, not over.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub mod client;
 pub(crate) mod connection;
 
-use crate::device::Counters;
+use crate::device::{Counters, LinkParameters};
 
 /// Name of the socket in a cluster's directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -32,6 +32,16 @@ pub enum Request {
     },
     /// A program runs that cannot be hooked. Answered with [`Done`].
     Note(Note),
+    /// How packets from one node to another are treated from now on. Answered with [`Done`].
+    Link {
+        /// Node they come from.
+        from: String,
+        /// Node they go to.
+        to: String,
+        /// What is not named is that of a perfect link.
+        #[serde(default)]
+        parameters: LinkParameters,
+    },
     /// End. Answered with [`Done`] before it happens.
     Shutdown,
 }
@@ -240,6 +250,19 @@ mod tests {
             (r#"{"cmd":"ping"}"#, Request::Ping),
             (r#"{"cmd":"stat"}"#, Request::Stat),
             (r#"{"cmd":"shutdown"}"#, Request::Shutdown),
+            (
+                r#"{"cmd":"link","from":"a","to":"b","parameters":{"up":false,"latency_ns":5,"jitter_ns":0,"loss_ppm":7,"reorder_ppm":0,"reorder_ns":0,"duplicate_ppm":0,"corrupt_ppm":0,"bandwidth_bps":0}}"#,
+                Request::Link {
+                    from: "a".into(),
+                    to: "b".into(),
+                    parameters: LinkParameters {
+                        up: false,
+                        latency_ns: 5,
+                        loss_ppm: 7,
+                        ..LinkParameters::default()
+                    },
+                },
+            ),
             (
                 r#"{"cmd":"channel","node":"a"}"#,
                 Request::Channel { node: "a".into() },

@@ -487,6 +487,26 @@ impl Reactor {
                 Ok(()) => connection.answer(&Done { ok: true }, Vec::new()),
                 Err(error) => connection.refuse(&error),
             },
+            Request::Link {
+                from,
+                to,
+                parameters,
+            } => {
+                let done = match (self.node(&from), self.node(&to)) {
+                    (Ok(from), Ok(to)) => {
+                        let set = move |device: &mut crate::device::Device| {
+                            device.set_link(from, to, parameters)
+                        };
+                        let done = self.engine.handle().call(set)?;
+                        done.map_err(|error| error.to_string())
+                    }
+                    (Err(error), _) | (_, Err(error)) => Err(error),
+                };
+                match done {
+                    Ok(()) => connection.answer(&Done { ok: true }, Vec::new()),
+                    Err(error) => connection.refuse(&error),
+                }
+            }
             Request::Shutdown => {
                 info!("asked to end by a control request");
                 self.stopping = true;

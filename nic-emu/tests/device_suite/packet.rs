@@ -1,6 +1,8 @@
 //! Packet mode: what a bad link does to a connection, and what it never does.
 
-use nic_emu::device::{Counters, LinkCounters, LinkParameters, LinkTrace};
+use std::time::{Duration, Instant};
+
+use nic_emu::device::{Counters, DeviceOptions, LinkCounters, LinkParameters, LinkTrace};
 use ring_proto::admin::{Access, AdminOp, QpAttributes, QpModify};
 use ring_proto::eqe::EventType;
 use ring_proto::ids::NodeId;
@@ -932,4 +934,29 @@ fn probabilities_and_nodes_are_checked() {
     assert_eq!(device.link(a, b), slow());
     assert_eq!(device.link(b, a), LinkParameters::default());
     pump(&mut device);
+}
+
+/// The same engine by the machine's clock: nobody advances it, the round is run until the work is done.
+#[test]
+fn real_time_carries_the_stream_too() {
+    let mut pair = Pair::with_options(DeviceOptions::default());
+    pair.device.seed_links(11);
+    short_timeout(&mut pair, 7);
+    both(&mut pair, bad());
+    let mut stage = Stage::new(&mut pair, 11);
+    let goals = stage.post(&mut pair);
+    let watchdog = Instant::now();
+    let is_busy = |pair: &mut Pair| {
+        let _ = pair.device.pump();
+        pair.device.pump().next_timer_ns.is_some()
+    };
+    while is_busy(&mut pair) {
+        assert!(
+            watchdog.elapsed() < Duration::from_secs(60),
+            "it never ends"
+        );
+        std::thread::yield_now();
+    }
+    Stage::check(&mut pair, &goals);
+    assert!(counters(&pair, A).tx_packets > 0);
 }

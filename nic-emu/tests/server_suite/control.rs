@@ -7,6 +7,7 @@ use std::path::Path;
 
 use nic_emu::control::client::{self, ControlError};
 use nic_emu::control::{Note, Stat};
+use nic_emu::device::LinkParameters;
 use nic_emu::server::{ServeError, Server};
 
 use super::harness::{Cluster, PATIENCE, RawClient, Scratch, config};
@@ -201,4 +202,31 @@ fn leftovers_of_a_crash_are_replaced() {
     server.run().unwrap();
     assert!(!config.dir.join("control.sock").exists());
     assert!(!config.dir.join("b").exists());
+}
+
+#[test]
+fn link_is_set_for_nodes_that_exist_with_possible_parameters() {
+    let cluster = Cluster::start();
+    let parameters = LinkParameters {
+        latency_ns: 1_000_000,
+        loss_ppm: 10_000,
+        ..LinkParameters::default()
+    };
+    client::link(&cluster.control(), "a", "b", parameters).unwrap();
+    let perfect = "{\"cmd\":\"link\",\"from\":\"a\",\"to\":\"b\"}\n";
+    assert_eq!(ask(&cluster.control(), perfect), "{\"ok\":true}\n");
+    for (from, to, ppm) in [
+        ("a", "nobody", 0),
+        ("nobody", "b", 0),
+        ("a", "b", 1_000_001),
+    ] {
+        let wrong = LinkParameters {
+            loss_ppm: ppm,
+            ..parameters
+        };
+        let error = client::link(&cluster.control(), from, to, wrong).unwrap_err();
+        assert!(matches!(error, ControlError::Refused(_)), "{error}");
+    }
+    let unknown = "{\"cmd\":\"link\",\"from\":\"a\",\"to\":\"b\",\"parameters\":{\"latency\":5}}\n";
+    assert!(ask(&cluster.control(), unknown).starts_with("{\"ok\":false"));
 }

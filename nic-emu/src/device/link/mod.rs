@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 
 use ring_proto::ids::NodeId;
+use serde::{Deserialize, Serialize};
 
 use super::timer::Timer;
 use super::{Device, DeviceError};
@@ -19,7 +20,8 @@ mod random;
 use random::{MILLION, Random};
 
 /// How one direction of a link treats packets. The default is a perfect link: message mode.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct LinkParameters {
     /// False: the direction is cut, nothing arrives.
     pub up: bool,
