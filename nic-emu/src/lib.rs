@@ -9,6 +9,8 @@ pub mod conformance;
 pub mod control;
 pub mod device;
 pub mod embedded;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod server;
 
 pub use cluster::Cluster;

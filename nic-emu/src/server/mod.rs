@@ -19,19 +19,19 @@ use std::sync::Arc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::{debug, info, warn};
 
-mod channel;
+pub(crate) mod channel;
 mod config;
 pub(crate) mod epoll;
 mod error;
 pub(crate) mod fd_pass;
 mod listen;
-mod log_budget;
+pub(crate) mod log_budget;
 mod reactor;
 mod runtime;
 pub mod sandbox;
 mod signals;
 mod stat;
-mod telemetry;
+pub(crate) mod telemetry;
 pub mod vfio;
 
 pub use config::{BacklogFull, BadAddress, ClusterConfig, NODE_LIMIT, NodeAddress, NodeSpec};
