@@ -43,6 +43,8 @@ use super::{Device, DeviceError, Vectors, WindowRequest};
 
 /// Most PDs of a function.
 pub(crate) const PD_LIMIT: u32 = 4096;
+/// Most functions of a device, on all nodes together, orphaned ones included.
+const FUNCTIONS_LIMIT: usize = 4096;
 /// Most listeners of a function.
 const LISTENER_LIMIT: u32 = 65_535;
 /// Name of the doorbell memory in /proc.
@@ -359,8 +361,11 @@ impl Functions {
     ) -> Result<FunctionId, DeviceError> {
         let limit = DeviceError::Limit {
             what: "functions",
-            limit: u64::from(u32::MAX),
+            limit: FUNCTIONS_LIMIT as u64,
         };
+        if self.by_id.len() >= FUNCTIONS_LIMIT {
+            return Err(limit);
+        }
         let Some(id) = self.last.checked_add(1).map(FunctionId) else {
             return Err(limit);
         };

@@ -33,6 +33,10 @@ use crate::control::{ChannelReply, Done, NodeConfig, Note, Pong, ProviderEntry, 
 const SOURCE_LIMIT: usize = 64 * 1024;
 /// Most control connections at once; each lives for one request.
 const CONTROL_LIMIT: usize = 64;
+/// Most device connections at once that have not sent their VERSION.
+const HALF_OPEN_LIMIT: usize = 512;
+/// Time a device connection gets for its VERSION.
+const HALF_OPEN_NS: u64 = 5_000_000_000;
 /// Messages or connections taken from one source before the others get their turn.
 const BATCH: usize = 64;
 /// How long a listener rests when not even a refusal is possible.
@@ -55,6 +59,8 @@ pub(crate) struct Reactor {
     next_family: u64,
     /// Listeners that rest because descriptors have run out.
     resting: Vec<Token>,
+    /// Device connections that may still owe their VERSION, oldest first, each with the end of its time.
+    half_open: VecDeque<(u64, Token)>,
     /// Control connections, oldest first.
     control_connections: VecDeque<Token>,
     log: LogBudget,
@@ -121,6 +127,7 @@ impl Reactor {
             families: HashMap::new(),
             next_family: 1,
             resting: Vec::new(),
+            half_open: VecDeque::new(),
             control_connections: VecDeque::new(),
             log: LogBudget::default(),
             engine,
@@ -157,7 +164,7 @@ impl Reactor {
     pub(crate) fn run(&mut self) -> Result<(), ServeError> {
         let mut buffer = EventBuffer::new(128);
         while !self.stopping {
-            let timeout = (!self.resting.is_empty()).then_some(REST_NS);
+            let timeout = self.next_wait();
             let mut ready: Vec<_> = self
                 .poller
                 .wait(&mut buffer, timeout)
@@ -168,6 +175,56 @@ impl Reactor {
                 self.turn(token)
                     .map_err(|EngineGone| ServeError::EngineGone)?;
             }
+            self.end_half_open()
+                .map_err(|EngineGone| ServeError::EngineGone)?;
+        }
+        Ok(())
+    }
+
+    /// How long nothing has to be done if nothing happens.
+    fn next_wait(&self) -> Option<u64> {
+        let rest = (!self.resting.is_empty()).then_some(REST_NS);
+        let first = self.half_open.front();
+        let handshake = first.map(|&(deadline, _)| deadline.saturating_sub(now_ns()));
+        rest.into_iter().chain(handshake).min()
+    }
+
+    /// Notes a device connection that owes its VERSION; with too many of them the oldest goes.
+    fn expect_version(&mut self, token: Token) -> Result<(), EngineGone> {
+        if self.half_open.len() >= HALF_OPEN_LIMIT
+            && let Some((_, oldest)) = self.half_open.pop_front()
+        {
+            self.end_if_half_open(oldest, "too many connections without a VERSION")?;
+        }
+        let deadline = now_ns().saturating_add(HALF_OPEN_NS);
+        self.half_open.push_back((deadline, token));
+        Ok(())
+    }
+
+    /// Ends connections whose VERSION has not come in time, whole or at all.
+    fn end_half_open(&mut self) -> Result<(), EngineGone> {
+        while let Some(&(deadline, token)) = self.half_open.front()
+            && now_ns() >= deadline
+        {
+            self.half_open.pop_front();
+            self.end_if_half_open(token, "no VERSION in time")?;
+        }
+        Ok(())
+    }
+
+    fn end_if_half_open(&mut self, token: Token, reason: &str) -> Result<(), EngineGone> {
+        match self.sources.take(token) {
+            Some(watched) => {
+                let owes_version = matches!(&watched.source, Source::Session { session, .. } if session.device().is_none());
+                if owes_version {
+                    self.complain("connection", reason);
+                    self.close(token, watched.source)?;
+                } else {
+                    self.sources.put_back(token, watched);
+                }
+            }
+            // It has ended.
+            None => {}
         }
         Ok(())
     }
@@ -274,11 +331,14 @@ impl Reactor {
             Source::DeviceListener { listener, node } => {
                 let (connections, turn) = self.accept(token, listener);
                 for connection in connections {
-                    self.add_or_drop(Source::Session {
+                    let added = self.add_or_drop(Source::Session {
                         session: session_on(connection, *node),
                         node: *node,
                         family: None,
                     });
+                    if let Some(token) = added {
+                        self.expect_version(token)?;
+                    }
                 }
                 Ok(turn)
             }
@@ -417,11 +477,14 @@ impl Reactor {
                     }
                 }
                 Next::Request(channel::Request::OpenFunction(socket)) => {
-                    self.add_or_drop(Source::Session {
+                    let added = self.add_or_drop(Source::Session {
                         session: session_on(socket, process.node),
                         node: process.node,
                         family: Some(process.family),
                     });
+                    if let Some(token) = added {
+                        self.expect_version(token)?;
+                    }
                 }
                 Next::Request(channel::Request::Holder(holder)) => {
                     self.hold(process, holder)?;

@@ -212,6 +212,10 @@ impl Live {
         BASE + at
     }
 
+    pub(crate) fn pdn(&self) -> u32 {
+        self.pdn
+    }
+
     fn slot(&mut self) -> u32 {
         self.next_slot += 1;
         self.next_slot - 1

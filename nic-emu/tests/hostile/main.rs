@@ -7,6 +7,7 @@
 #[expect(dead_code, reason = "its own suite needs more of it")]
 #[path = "../server_suite/harness.rs"]
 mod harness;
+mod limits;
 mod live;
 mod lying;
 mod process;

@@ -58,6 +58,12 @@ impl Emulator {
         self.scratch.path().join("run").join(node).join("nic0.sock")
     }
 
+    /// How many descriptors it holds.
+    pub(crate) fn descriptors(&self) -> usize {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.child.id()));
+        open.unwrap().count()
+    }
+
     /// Counters of a node.
     pub(crate) fn counters(&self, node: &str) -> Counters {
         let stat = client::stat(&self.control()).unwrap();
