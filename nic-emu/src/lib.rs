@@ -2,7 +2,8 @@
 //!
 //! Place: `driver` attaches to it, over vfio-user or embedded; `sanlab up` runs it as a process.
 //! Entry points: [`device::Device`] is the NIC itself, [`Cluster::embedded`] and [`embedded`] run it in the caller's process,
-//! [`server`] as a process of its own, which [`control`] talks to; [`conformance`] judges any device that speaks our interface.
+//! [`server`] as a process of its own, which [`control`] talks to; [`server::vfio`] serves any other device over vfio-user;
+//! [`conformance`] judges any device that speaks our interface.
 
 pub mod cluster;
 pub mod conformance;

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use ring_proto::{regs, uar};
 use vfio_bindings::bindings::vfio::{
-    VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_BOOL, VFIO_IRQ_SET_DATA_EVENTFD,
-    VFIO_IRQ_SET_DATA_NONE, VFIO_REGION_INFO_FLAG_MMAP,
+    VFIO_IRQ_SET_ACTION_MASK, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_ACTION_UNMASK,
+    VFIO_IRQ_SET_DATA_BOOL, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
+    VFIO_REGION_INFO_FLAG_MMAP,
 };
 use vfio_user::Client;
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
@@ -147,6 +148,31 @@ fn vectors_fire_into_eventfds() {
     let some = VFIO_IRQ_SET_DATA_BOOL | trigger;
     client.set_irqs(2, some, 0, 2, &[]).unwrap();
     assert_eq!(counts(), [2, 2, 2]);
+}
+
+#[test]
+fn masked_vectors_wait() {
+    let cluster = Cluster::start();
+    let mut client = attach(&cluster);
+    let vector: OwnedFd = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap().into();
+    let raw = vector.as_raw_fd();
+    let count = || eventfd_count(raw);
+    let (none, trigger) = (VFIO_IRQ_SET_DATA_NONE, VFIO_IRQ_SET_ACTION_TRIGGER);
+    client
+        .set_irqs(2, VFIO_IRQ_SET_DATA_EVENTFD | trigger, 5, 1, &[raw])
+        .unwrap();
+    let mask = none | VFIO_IRQ_SET_ACTION_MASK;
+    client.set_irqs(2, mask, 5, 1, &[]).unwrap();
+    client.set_irqs(2, none | trigger, 5, 1, &[]).unwrap();
+    assert_eq!(count(), 0);
+    let mut pending = [0; 8];
+    client
+        .region_read(regs::REGION_BAR4, 0x800, &mut pending)
+        .unwrap();
+    assert_eq!(u64::from_le_bytes(pending), 1 << 5);
+    let unmask = none | VFIO_IRQ_SET_ACTION_UNMASK;
+    client.set_irqs(2, unmask, 5, 1, &[]).unwrap();
+    assert_eq!(count(), 1);
 }
 
 #[test]
