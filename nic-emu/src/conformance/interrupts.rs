@@ -39,6 +39,20 @@ impl Client {
         Ok(())
     }
 
+    /// Arms vectors on a CQ for solicited completions and errors only.
+    pub(crate) fn arm_solicited(&mut self, cq: CqId, vectors: u64) -> Outcome {
+        let bar = self.doorbells.bar;
+        let cq = self.cq_of(cq)?;
+        let line = bar.line(cq.slot);
+        arm::arm(
+            line.arm_solicited(),
+            line.arm_sequence(),
+            cq.consumer,
+            vectors,
+        );
+        Ok(())
+    }
+
     /// Arms vectors on the EQ.
     pub(crate) fn arm_events(&self, vectors: u64) -> Outcome {
         let Some((_, slot, consumer)) = self.events else {

@@ -179,6 +179,9 @@ const RXE: &[(&str, &str)] = &[
         "QpTest.OverflowSendWr",
     ),
     ("qp.create.unknown-type-refused", "QpTest.UnknownType"),
+    ("srq.pd-mismatch-refused", "SrqPdTest.SrqRecvMrSrqMismatch"),
+    ("srq.pd-of-srq-counts", "SrqPdTest.SrqRecvMrSrqMatch"),
+    ("srq.overflow-is-an-error", "SrqTest.OverflowSrq"),
 ];
 
 /// The published test of rxe's known deviations that a case answers.

@@ -19,6 +19,7 @@ mod regions;
 mod registers;
 mod rnr;
 mod send;
+mod srq;
 mod wqe;
 
 use super::Case;
@@ -37,6 +38,7 @@ pub(super) const ALL: &[&[Case]] = &[
     atomics::CASES,
     keys::CASES,
     rnr::CASES,
+    srq::CASES,
     cq::CASES,
     queues::CASES,
     events::CASES,

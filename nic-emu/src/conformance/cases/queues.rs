@@ -5,6 +5,7 @@
 
 use ring_proto::eqe::EventType;
 use ring_proto::status::{Opcode, QpState, Syndrome, WcStatus};
+use ring_proto::wqe::WqeFlags;
 
 use super::super::client::QpOptions;
 use super::super::rig::{Pair, Rig};
@@ -312,6 +313,45 @@ pub(super) const CASES: &[Case] = &[
             message(&mut pair, 1);
             pair.b_done(100)?;
             pair.b.not_fired(&vector)
+        },
+    ),
+    case(
+        "arm.solicited.skips-others",
+        "A CQ armed for solicited completions stays quiet for others",
+        ARM,
+        |rig| {
+            let mut pair = rig.pair()?;
+            let vector = pair.b.vector(3)?;
+            pair.b.arm_solicited(pair.qb.recv_cq, 1 << 3)?;
+            message(&mut pair, 1);
+            pair.b_done(100)?;
+            pair.b.not_fired(&vector)
+        },
+    ),
+    case(
+        "arm.solicited.fires-for-solicited",
+        "A CQ armed for solicited completions fires for one",
+        ARM,
+        |rig| {
+            let mut pair = rig.pair()?;
+            let vector = pair.b.vector(3)?;
+            pair.b.arm_solicited(pair.qb.recv_cq, 1 << 3)?;
+            pair.receives(1, 64);
+            pair.post(&SendWr::inline(Opcode::SEND, 1, b"x").flags(WqeFlags::SOLICITED));
+            same("times", pair.b.fired(&vector)?, 1)
+        },
+    ),
+    case(
+        "arm.solicited.fires-for-an-error",
+        "A CQ armed for solicited completions fires for an error",
+        ARM,
+        |rig| {
+            let mut pair = rig.pair()?;
+            let vector = pair.b.vector(3)?;
+            pair.receives(1, 64);
+            pair.b.arm_solicited(pair.qb.recv_cq, 1 << 3)?;
+            pair.b.modify(pair.qb.qpn, QpState::ERR)?;
+            same("times", pair.b.fired(&vector)?, 1)
         },
     ),
 ];
