@@ -13,7 +13,8 @@
 //!  transfer one WQE between two QPs                        mr window  keys -> memory
 //!  atomic   read-modify-writes of a peer's memory          mw        windows of a region, invalidation
 //!  packet   the same over a link that is not perfect      link       loss, delay, order of packets
-//!  cq eq    what the client polls                          qp life modify  states, flush, orphans
+//!  cq eq    what the client polls; cq_change: resize, moderation
+//!  qp life  states, flush, orphans; modify: QP_MODIFY      port       a node's port, up or down
 //!  validate recorder pause inspect diagnosis: what helps to find faults
 //!  admin cm holder registers   control                     timer table node counters
 //! ```
