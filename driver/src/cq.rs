@@ -4,8 +4,8 @@
 //! Invariants: an entry is copied once, after its publish word was acquired; the position is kept by the caller.
 //! Hot: everything here. Edges: `cqe-publish`. Source: `struct ibv_wc`; layout docs/device.md, "Completion queue elements".
 
-use ring_proto::cqe::{CQE_IMM, Cqe, Publish};
-use ring_proto::ids::Qpn;
+use ring_proto::cqe::{CQE_IMM, CQE_INV, Cqe, Publish};
+use ring_proto::ids::{Qpn, Rkey};
 use ring_proto::shared::CqeRing;
 use ring_proto::status::{Syndrome, WcOpcode, WcStatus};
 
@@ -24,6 +24,8 @@ pub struct Wc {
     pub byte_len: u32,
     /// Immediate data, when some came.
     pub imm: Option<u32>,
+    /// Our key that the message invalidated, when it did.
+    pub invalidated: Option<Rkey>,
     /// QP it belongs to.
     pub qpn: Qpn,
     /// Position of the SQ or RQ behind the completed WQE.
@@ -52,6 +54,7 @@ pub(crate) fn peek(ring: &CqeRing, consumer: u32) -> Option<Wc> {
         opcode: WcOpcode(opcode),
         byte_len: cqe.byte_len,
         imm: (cqe.src_qpn_flags & CQE_IMM != 0).then_some(cqe.imm),
+        invalidated: (cqe.src_qpn_flags & CQE_INV != 0).then_some(Rkey(cqe.imm)),
         qpn: Qpn(u32::from_le_bytes([a, b, c, 0])),
         wqe_counter: publish.wqe_counter,
     })

@@ -139,6 +139,9 @@ pub enum PostError {
     /// The lengths of the elements do not sum up to a u32.
     #[error("message is longer than 4 GiB")]
     TooLong,
+    /// The QP takes its receives from a shared receive queue.
+    #[error("the QP has a shared receive queue in place of its own")]
+    SharedReceives,
 }
 
 impl PostError {
@@ -147,7 +150,9 @@ impl PostError {
     pub const fn errno(self) -> i32 {
         match self {
             Self::QueueFull => libc::EAGAIN,
-            Self::TooManySges { .. } | Self::InlineTooLong { .. } => libc::EINVAL,
+            Self::TooManySges { .. } | Self::InlineTooLong { .. } | Self::SharedReceives => {
+                libc::EINVAL
+            }
             Self::TooLong => libc::EMSGSIZE,
         }
     }

@@ -321,12 +321,40 @@ impl Function {
         }
     }
 
+    /// Publishes an SRQ producer, and wakes the device if it sleeps.
+    #[inline]
+    pub(crate) fn ring_srq(&self, slot: u32, producer: u32) {
+        let doorbell = self.bar.line(slot).srq_producer();
+        if doorbell::ring(
+            doorbell,
+            producer,
+            self.bar.dirty_bits(slot),
+            self.bar.parked(),
+        ) {
+            self.attachment.kick();
+        }
+    }
+
+    /// Changes the limit word of an SRQ, which arms it.
+    pub(crate) fn arm_srq(&self, slot: u32, word: u32) {
+        // Relaxed: the mark behind it orders it before the device's look.
+        self.bar
+            .line(slot)
+            .srq_limit()
+            .store(word, Ordering::Relaxed);
+        if doorbell::mark(self.bar.dirty_bits(slot), self.bar.parked()) {
+            self.attachment.kick();
+        }
+    }
+
     /// Makes a doorbell line ready for a new object; the one before left its positions there.
     pub(crate) fn clear_line(&self, slot: u32) {
         let line = self.bar.line(slot);
         // Relaxed: published by the admin command that creates the object.
         line.sq_producer().store(0, Ordering::Relaxed);
         line.rq_producer().store(0, Ordering::Relaxed);
+        line.srq_producer().store(0, Ordering::Relaxed);
+        line.srq_limit().store(0, Ordering::Relaxed);
         line.cq_consumer().store(0, Ordering::Relaxed);
         line.arm_vectors().store(0, Ordering::Relaxed);
         line.arm_sequence().store(0, Ordering::Relaxed);

@@ -25,7 +25,7 @@ pub struct SendWr<'a> {
     pub opcode: Opcode,
     /// SIGNALED, SOLICITED, FENCE; INLINE is set by `payload`.
     pub flags: WqeFlags,
-    /// Immediate data of the opcodes that have it.
+    /// Immediate data of the opcodes that have it; of SEND_WITH_INV the peer's key to invalidate.
     pub imm: u32,
     /// What to send, or where an RDMA READ goes.
     pub payload: Payload<'a>,
@@ -104,6 +104,15 @@ impl Encoded {
             words,
             blocks: head.blocks,
         })
+    }
+}
+
+impl Encoded {
+    /// A WQE of one block that was laid out as a whole.
+    pub(crate) fn of_block(block: [u64; 8]) -> Self {
+        let mut words = [0_u64; 32];
+        words[..8].copy_from_slice(&block);
+        Self { words, blocks: 1 }
     }
 }
 

@@ -5,7 +5,8 @@
 //! positions are private and nothing is locked on the way of a WQE.
 //! Hot: [`Qp::post_send`], [`Qp::post_recv`], [`Qp::ring`], [`Cq::poll`]: no lock, allocation or log, and no system call while the
 //! NIC is awake.
-//! Source: verbs (ibv_post_send and its kin) by name. Leaves out: shared receive queues, memory windows, atomics, connection manager.
+//! Source: verbs (ibv_post_send and its kin) by name. Shared receive queues, memory windows and
+//! atomics have files of their own below. Leaves out: connection manager.
 //!
 //! Two functions of an embedded device, and one message between them:
 //!
@@ -60,7 +61,7 @@
 use std::sync::Arc;
 
 pub use ring_proto::admin::Access;
-use ring_proto::admin::{AdminOp, Body, MrReg, QpCreate, QpModify, QueueCreate};
+use ring_proto::admin::{AdminOp, AdminStatus, Body, MrReg, QpCreate, QpModify, QueueCreate};
 use ring_proto::ids::{Cqn, FunctionId, Lkey, Pdn, Qpn, Rkey};
 use ring_proto::index::Depth;
 use ring_proto::regs::DEPTH_LIMIT;
@@ -76,6 +77,14 @@ use crate::record::ARENA_IOVA;
 use crate::rq;
 use crate::sq::{self, Encoded, SendWr};
 
+mod atomic;
+mod mw;
+mod srq;
+
+pub use atomic::AtomicWr;
+pub use mw::{Mw, MwType};
+pub use srq::Srq;
+
 /// Memory and a doorbell slot of one object, given back when dropped.
 #[derive(Debug)]
 struct Hold {
@@ -83,6 +92,8 @@ struct Hold {
     offset: u64,
     len: u64,
     slot: Option<u32>,
+    /// The NIC refused to let go of the memory, which so must not be given to anybody else.
+    is_kept: bool,
 }
 
 impl Hold {
@@ -109,6 +120,7 @@ impl Hold {
             offset,
             len,
             slot,
+            is_kept: false,
         })
     }
 
@@ -131,6 +143,9 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         let mut locked = self.function.lock();
+        if self.is_kept {
+            return;
+        }
         locked.free(self.offset, self.len);
         if let Some(slot) = self.slot {
             locked.free_slot(slot);
@@ -264,7 +279,19 @@ impl Mr {
 
 impl Drop for Mr {
     fn drop(&mut self) {
-        self.hold.destroy(AdminOp::MR_DEREG, self.lkey.0);
+        let answer = self
+            .hold
+            .function
+            .lock()
+            .admin_on(AdminOp::MR_DEREG, self.lkey.0);
+        // Memory windows of peers still reach it: the arena lives with the function, and so does this piece of it.
+        self.hold.is_kept = matches!(
+            answer,
+            Err(AdminError::Refused {
+                status: AdminStatus::BUSY,
+                ..
+            })
+        );
     }
 }
 
@@ -294,6 +321,8 @@ impl Drop for CqInner {
 struct Positions {
     sq_consumer: AtomicU32,
     rq_consumer: AtomicU32,
+    /// Of the SRQ in place of the RQ.
+    shared: Option<Arc<AtomicU32>>,
 }
 
 fn depth(what: &'static str, entries: u32) -> Result<Depth, FunctionError> {
@@ -349,10 +378,13 @@ impl Cq {
             let hold = &self.inner.hold;
             hold.function.publish_consumer(hold.slot(), self.consumer);
             if let Some((_, queue)) = self.queues.iter().find(|(qpn, _)| *qpn == wc.qpn) {
-                let position = if wc.is_receive() {
-                    &queue.rq_consumer
-                } else {
+                let position = if !wc.is_receive() {
                     &queue.sq_consumer
+                } else if let Some(shared) = &queue.shared {
+                    srq::advance(shared, wc.wqe_counter);
+                    return Some(wc);
+                } else {
+                    &queue.rq_consumer
                 };
                 // EDGE wqe-reclaim (release): the completion was read. Acquired when the queue's owner re-uses its blocks.
                 position.store(wc.wqe_counter, Ordering::Release);
@@ -407,7 +439,9 @@ pub struct Qp {
     qpn: Qpn,
     rnr_retry: u32,
     sq: WqeRing,
-    rq: WqeRing,
+    /// `None` with a shared receive queue.
+    rq: Option<WqeRing>,
+    _srq: Option<Arc<srq::SrqInner>>,
     sq_producer: u32,
     sq_rung: u32,
     rq_producer: u32,
@@ -460,7 +494,8 @@ impl Qp {
             qpn,
             rnr_retry: options.rnr_retry,
             sq,
-            rq,
+            rq: Some(rq),
+            _srq: None,
             sq_producer: 0,
             sq_rung: 0,
             rq_producer: 0,
@@ -543,7 +578,8 @@ impl Qp {
     pub fn post_recv(&mut self, wr_id: u64, sges: &[Sge]) -> Result<(), PostError> {
         // EDGE wqe-reclaim (acquire): pairs with `Cq::poll`.
         let consumer = self.positions.rq_consumer.load(Ordering::Acquire);
-        self.rq_producer = rq::put(&self.rq, self.rq_producer, consumer, wr_id, sges)?;
+        let ring = self.rq.as_ref().ok_or(PostError::SharedReceives)?;
+        self.rq_producer = rq::put(ring, self.rq_producer, consumer, wr_id, sges)?;
         Ok(())
     }
 

@@ -11,4 +11,5 @@ mod example;
 mod memory;
 mod tables;
 mod verbs;
+mod verbs_keys;
 mod waiting;

@@ -35,3 +35,4 @@ mod transfer;
 mod validate;
 mod windows;
 mod wqe;
+mod zero_length;
