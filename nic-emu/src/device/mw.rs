@@ -188,7 +188,7 @@ impl Regions {
         if region.owner_qpn != 0 && region.owner_qpn != qpn {
             return Err(Syndrome::INV_WRONG_QP);
         }
-        // As with hardware: what MR_REG made is not for the peer to end.
+        // DEVIATION: hardware lets LOCAL_INV end fast-register regions only. As there, what MR_REG made is not for the peer to end.
         if remote {
             return Err(Syndrome::INV_NOT_ALLOWED);
         }
