@@ -213,19 +213,19 @@ impl Reactor {
     }
 
     fn end_if_half_open(&mut self, token: Token, reason: &str) -> Result<(), EngineGone> {
-        match self.sources.take(token) {
-            Some(watched) => {
-                let owes_version = matches!(&watched.source, Source::Session { session, .. } if session.device().is_none());
-                if owes_version {
-                    self.complain("connection", reason);
-                    self.close(token, watched.source)?;
-                } else {
-                    self.sources.put_back(token, watched);
-                }
-            }
-            // It has ended.
-            None => {}
+        // Nothing there: it has ended.
+        let Some(watched) = self.sources.take(token) else {
+            return Ok(());
+        };
+        let owes_version = match &watched.source {
+            Source::Session { session, .. } => session.device().is_none(),
+            _ => false,
+        };
+        if owes_version {
+            self.complain("connection", reason);
+            return self.close(token, watched.source);
         }
+        self.sources.put_back(token, watched);
         Ok(())
     }
 
