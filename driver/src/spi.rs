@@ -476,6 +476,17 @@ pub trait Waiting: Send + Sync + core::fmt::Debug {
     }
     /// Arms the completion queue of `s`; poll once more before sleeping.
     fn arm(&self, s: SpSocket, waiter: Waiter) -> Result<(), WsaError>;
+    /// Whether `waiter` is armed there still: nothing has fired since. For who waits by a vector that is drained before this is asked: a
+    /// fire that the answer misses has its descriptor readable.
+    fn is_armed(&self, s: SpSocket, waiter: Waiter) -> bool {
+        let _ = (s, waiter);
+        false
+    }
+    /// Whether a completion, an event or an end waits to be taken note of. Cheap, and true when in doubt.
+    fn has_news(&self, s: SpSocket) -> bool {
+        let _ = s;
+        true
+    }
     /// Arms the event queue of the waiter's function (connection events); call [`Waiting::progress`] once more before sleeping.
     fn arm_events(&self, waiter: Waiter) -> Result<(), WsaError>;
     /// Takes events from all event queues and files them; signals the event objects of this process. Returns whether any came.

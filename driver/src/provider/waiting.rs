@@ -4,7 +4,7 @@
 //! Invariants: a vector belongs to one process of the family, and to one waiter of it while vectors are plenty. When they run short,
 //! the waiters of a process share one: it is then never drained, and each of them watches its edges through an epoll instance of its
 //! own, so none steals another's wake-up. An armed waiter polls once more before it sleeps.
-//! Hot: `link`, `mode`. Source: design of arms in `ring_proto::arm`. Leaves out: the sleep itself.
+//! Hot: `link`, `mode`, `has_news`, `is_armed`. Source: design of arms in `ring_proto::arm`. Leaves out: the sleep itself.
 
 use std::os::fd::RawFd;
 
@@ -244,15 +244,9 @@ impl Waiting for Core {
     }
 
     fn drain(&self, waiter: Waiter) {
-        let is_shared = self.vectors().iter().any(|vector| {
-            vector.function == waiter.function
-                && u32::from(vector.number) == waiter.vector
-                && matches!(vector.kind, Kind::Shared { .. })
-        });
-        if is_shared {
+        // A watcher of a shared vector cannot be read: so its kind is known without the table and its lock.
+        if !sys::drain(waiter.fd) {
             sys::drain_edges(waiter.fd);
-        } else {
-            sys::drain(waiter.fd);
         }
     }
 
@@ -276,6 +270,27 @@ impl Waiting for Core {
             &sock.record.cq_consumer,
             waiter,
         )
+    }
+
+    fn is_armed(&self, s: SpSocket, waiter: Waiter) -> bool {
+        let Some(bit) = 1_u64.checked_shl(waiter.vector) else {
+            return false;
+        };
+        // Relaxed: a bit seen too late has its vector fired, and the caller drained that before.
+        let is_set = |sock: Sock<'_>| {
+            let line = sock.function.bar().line(sock.cq_slot());
+            line.arm_vectors().load(Ordering::Relaxed) & bit != 0 && !sock.function.is_dead()
+        };
+        function_index(s) == waiter.function && self.resolve(s).is_ok_and(is_set)
+    }
+
+    fn has_news(&self, s: SpSocket) -> bool {
+        let Ok(sock) = self.resolve(s) else {
+            return true;
+        };
+        sock.has_completion()
+            || sock.function.has_event()
+            || !matches!(link_of(&sock), Link::Up | Link::Down)
     }
 
     fn arm_events(&self, waiter: Waiter) -> Result<(), WsaError> {

@@ -6,7 +6,7 @@ use driver::spi::{Link, ServiceProvider, Waiter};
 use driver::sys::{self, Seen};
 use driver::wsa::WsaError;
 
-use crate::support::{Host, World, ip, plain};
+use crate::support::{Host, World, connect, ip, plain};
 
 fn is_fired(waiter: Waiter) -> bool {
     matches!(sys::wait_readable(waiter.fd, 0), Ok(Seen::Readable))
@@ -101,6 +101,56 @@ fn functions_of_other_sockets_and_numbers_are_refused() {
     world.b.provider.wsp_close_socket(b).unwrap();
     assert_eq!(waiting.function_of(b), None);
     assert_eq!(waiting.link(b), Link::Ended(WsaError::ConnAborted));
+}
+
+#[test]
+fn news_and_arms_are_seen_without_a_call_to_the_device() {
+    let world = World::new();
+    let (a, b) = world.connected();
+    let waiting = &world.b.start.waiting;
+    waiting.progress();
+    let (armed, other) = (waiter(&world.b, b), waiter(&world.b, b));
+    let slot = world.b.slot(b);
+    let into = world.b.memory(b, 100);
+    world.b.recv(b, &[into.buffer(0, 100)], slot).unwrap();
+    assert!(!waiting.has_news(b) && !waiting.is_armed(b, armed));
+    waiting.arm(b, armed).unwrap();
+    assert!(waiting.is_armed(b, armed) && !waiting.is_armed(b, other));
+    world.a.send(a, &[plain(b"x")], world.a.slot(a)).unwrap();
+    assert!(waiting.has_news(b) && is_fired(armed));
+    assert!(!waiting.is_armed(b, armed), "a fire disarms");
+    assert!(world.b.result(b, slot).is_ok());
+    assert!(!waiting.has_news(b), "it was taken");
+    // The end of the peer is news of the event queue.
+    world.a.provider.wsp_close_socket(a).unwrap();
+    assert!(waiting.has_news(b));
+    waiting.progress();
+    assert!(waiting.has_news(b), "as long as the link is down");
+    world.b.provider.wsp_close_socket(b).unwrap();
+    assert!(waiting.has_news(b) && !waiting.is_armed(b, armed));
+}
+
+#[test]
+fn one_vector_serves_many_queues() {
+    let world = World::new();
+    let (a, b) = world.connected();
+    let (c, d) = connect(&world.a, &world.b, 4100, 5100);
+    let waiting = &world.b.start.waiting;
+    let waiter = waiter(&world.b, b);
+    let into = [world.b.memory(b, 100), world.b.memory(d, 100)];
+    for (s, memory) in [(b, &into[0]), (d, &into[1])] {
+        world
+            .b
+            .recv(s, &[memory.buffer(0, 100)], world.b.slot(s))
+            .unwrap();
+        waiting.arm(s, waiter).unwrap();
+    }
+    for s in [a, c] {
+        world.a.send(s, &[plain(b"x")], world.a.slot(s)).unwrap();
+    }
+    assert!(is_fired(waiter));
+    assert!(waiting.has_news(b) && waiting.has_news(d));
+    assert!(!waiting.is_armed(b, waiter) && !waiting.is_armed(d, waiter));
 }
 
 #[test]

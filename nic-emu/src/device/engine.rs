@@ -327,8 +327,10 @@ impl Device {
         }
     }
 
-    /// Fires the armed vectors of every queue with news, but for those that moderation holds back.
+    /// Fires the armed vectors of every queue with news, but for those that moderation holds back: each vector once, however many of
+    /// a function's queues name it.
     fn fire_vectors(&mut self, now_ns: u64) {
+        let mut gathered = (0, 0);
         for index in 0..self.work.fire.len() {
             let Some(&fire) = self.work.fire.get(index) else {
                 break;
@@ -365,11 +367,24 @@ impl Device {
                     vectors |= arm::fire(line.arm_solicited());
                 }
                 if vectors != 0 {
-                    function.vectors.fire(vectors);
+                    if gathered.0 != place {
+                        self.fire_gathered(gathered);
+                        gathered = (place, 0);
+                    }
+                    gathered.1 |= vectors;
                 }
             }
         }
+        self.fire_gathered(gathered);
         self.work.fire.clear();
+    }
+
+    fn fire_gathered(&mut self, (place, vectors): (u32, u64)) {
+        if vectors != 0
+            && let Some(function) = self.functions.at_mut(place)
+        {
+            function.vectors.fire(vectors);
+        }
     }
 
     /// Turns functions cold that had no work for a while.

@@ -20,7 +20,7 @@ use driver::spi::Waiter;
 use ring_proto::sync::{AtomicI32, AtomicU32, Ordering};
 
 use super::lock::Lock;
-use super::{BLIND_NS, CONNECT_NS, Desk, Look, drive, look, spin};
+use super::{BLIND_NS, CONNECT_NS, Desk, Look, drive, glance, look, spin};
 use crate::event::EventFd;
 use crate::gate;
 use crate::outcome::Errno;
@@ -40,6 +40,8 @@ mod bit {
     pub(super) const OURS: u32 = libc::EPOLLIN as u32 | EDGE;
 }
 
+/// Every so manyth scan looks at all connections in any case.
+const FULL_SCAN: u32 = 64;
 /// Functions that one set can wait on.
 const VECTORS: usize = 64;
 /// Bytes whose addresses are the marks: the first for the wake descriptor, then two for each vector.
@@ -71,6 +73,21 @@ struct SetState {
     wake: Option<EventFd>,
     /// Where the next scan begins, so that a small array of events starves nobody.
     next: usize,
+    /// Scans so far.
+    scans: u32,
+    /// Some registration lives here, as far as the last scan knows.
+    has_ours: bool,
+    /// Some connect is under way, as far as is known.
+    has_connecting: bool,
+}
+
+/// How a scan looks at connections.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Care {
+    /// Those that seem quiet are left alone, in all scans but some.
+    Brief,
+    /// All of them: a sleep follows.
+    Full,
 }
 
 #[derive(Debug)]
@@ -80,6 +97,8 @@ struct Registration {
     events: u32,
     data: u64,
     place: Place,
+    /// Stage that `place` was found for.
+    stage: Stage,
     /// One-shot, and shot.
     is_spent: bool,
     /// New or changed: what is ready now is an edge.
@@ -258,6 +277,8 @@ impl EpollSet {
         match (operation, found) {
             (libc::EPOLL_CTL_ADD, Some(_)) => return Err(libc::EEXIST),
             (libc::EPOLL_CTL_ADD, None) => {
+                // Before the place: a socket that moves in between has moved.
+                let stage = socket.stage();
                 let place = place_of(socket);
                 if place != Place::Kernel && self.nested.load(Ordering::Relaxed) != 0 {
                     return Err(libc::EINVAL);
@@ -275,10 +296,13 @@ impl EpollSet {
                     events,
                     data,
                     place,
+                    stage,
                     is_spent: false,
                     is_fresh: true,
                     told: (0, 0),
                 });
+                state.has_connecting = true;
+                state.has_ours |= place == Place::Ours;
                 // Relaxed: a hint for close.
                 slot.sets.fetch_add(1, Ordering::Relaxed);
             }
@@ -326,7 +350,8 @@ impl EpollSet {
         if ready > 0 || !may_sleep {
             return Scan::Ready(ready);
         }
-        if self.has_ours() {
+        let has_ours = self.state.lock().has_ours;
+        if has_ours {
             let found = spin(|| {
                 let ready = self.collect(desk, set_fd, room, &mut put);
                 (ready > 0).then_some(ready)
@@ -339,7 +364,7 @@ impl EpollSet {
         self.sleepers.fetch_add(1, Ordering::AcqRel);
         let limit_ns = self.arm(set_fd);
         // Armed: what came before is found now, what comes later wakes.
-        let ready = self.collect(desk, set_fd, room, &mut put);
+        let ready = self.collect_with(Care::Full, desk, set_fd, room, put);
         if ready > 0 {
             self.slept();
             return Scan::Ready(ready);
@@ -353,24 +378,50 @@ impl EpollSet {
         desk: &Desk,
         set_fd: RawFd,
         room: usize,
+        put: impl FnMut(usize, Event),
+    ) -> usize {
+        self.collect_with(Care::Brief, desk, set_fd, room, put)
+    }
+
+    fn collect_with(
+        &self,
+        care: Care,
+        desk: &Desk,
+        set_fd: RawFd,
+        room: usize,
         mut put: impl FnMut(usize, Event),
     ) -> usize {
         for socket in self.connecting() {
             drive(desk.switch, &socket);
         }
         let mut state = self.state.lock();
+        state.scans = state.scans.wrapping_add(1);
+        let is_full = care == Care::Full || state.scans.is_multiple_of(FULL_SCAN);
+        let look = if is_full { look } else { glance };
         let count = state.registrations.len();
         let start = state.next;
         let mut ready = 0;
+        let mut has_ours = false;
         for n in 0..count {
-            let at = (start + n) % count;
+            let at = match start + n {
+                at if at < count => at,
+                at => (at - count) % count,
+            };
             let r = &mut state.registrations[at];
-            r.settle(set_fd);
-            let Some((event, edges)) = r.ready() else {
+            if r.has_moved() {
+                r.settle(set_fd);
+            }
+            let is_connecting = r.socket.is_connecting();
+            has_ours |= r.place == Place::Ours;
+            let found = r.ready(look);
+            state.has_connecting |= is_connecting;
+            let r = &mut state.registrations[at];
+            let Some((event, edges)) = found else {
                 continue;
             };
             if ready == room {
                 state.next = at;
+                has_ours = true;
                 // Another sleeper may take what this one has no room for.
                 self.wake(&state);
                 break;
@@ -381,6 +432,7 @@ impl EpollSet {
             put(ready, event);
             ready += 1;
         }
+        state.has_ours = has_ours;
         ready
     }
 
@@ -415,17 +467,18 @@ impl EpollSet {
 
     /// Connects under way. The end of one is told to the host, which comes back to this set: no lock is held then.
     fn connecting(&self) -> Vec<Arc<SwitchSocket>> {
-        let state = self.state.lock();
-        let connecting = state
+        let mut state = self.state.lock();
+        if !state.has_connecting {
+            return Vec::new();
+        }
+        let connecting: Vec<_> = state
             .registrations
             .iter()
-            .filter(|r| r.place == Place::Ours && r.socket.is_connecting());
-        connecting.map(|r| Arc::clone(&r.socket)).collect()
-    }
-
-    fn has_ours(&self) -> bool {
-        let state = self.state.lock();
-        state.registrations.iter().any(|r| r.place == Place::Ours)
+            .filter(|r| r.socket.is_connecting())
+            .map(|r| Arc::clone(&r.socket))
+            .collect();
+        state.has_connecting = !connecting.is_empty();
+        connecting
     }
 
     fn wake(&self, state: &SetState) {
@@ -499,7 +552,7 @@ impl EpollSet {
                 .waiting
                 .function_of(conn.sp())
                 .and_then(|f| vector_of(vectors, set_fd, provider, f))
-                .is_some_and(|waiter| conn.arm(waiter).is_ok());
+                .is_some_and(|waiter| conn.is_armed(waiter) || conn.arm(waiter).is_ok());
             if !is_armed && r.told.0 != u64::MAX {
                 limit_ns = limit_ns.min(BLIND_NS);
             }
@@ -541,8 +594,21 @@ impl SetState {
 }
 
 impl Registration {
+    /// Whether the socket may have to move.
+    fn has_moved(&self) -> bool {
+        let stage = self.socket.stage();
+        // A failed connect moves when its error is taken, a listener when it has its doorbell.
+        let is_settled = match stage {
+            Stage::Failed => false,
+            Stage::SanListening => self.place != Place::Kernel,
+            _ => true,
+        };
+        stage != self.stage || !is_settled
+    }
+
     /// Moves to where the socket's stage says.
     fn settle(&mut self, set_fd: RawFd) {
+        self.stage = self.socket.stage();
         let wanted = place_of(&self.socket);
         if wanted == self.place {
             return;
@@ -574,7 +640,7 @@ impl Registration {
     }
 
     /// The event to tell now, if any, and the edges it stands for.
-    fn ready(&self) -> Option<(Event, (u64, u64))> {
+    fn ready(&self, look: fn(&SwitchSocket) -> Look) -> Option<(Event, (u64, u64))> {
         if self.place != Place::Ours || self.is_spent {
             return None;
         }

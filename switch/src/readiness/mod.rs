@@ -3,16 +3,18 @@
 //! Place: `poll`, `select` and `epoll` of the preload library; [`poll`] for the calls that bring their descriptors along, [`epoll`]
 //! for sets. Invariants: a SAN connection owns no descriptor: its readiness is computed ([`look`]), and who sleeps arms a vector of
 //! its own for it, looks again, and only then sleeps. The parked kernel socket's state never shows.
-//! Hot: [`look`]. Source; a ready list in user space, with the vectors in the kernel's set.
+//! Hot: [`look`], [`glance`]. Source; a ready list in user space, with the vectors in the kernel's set.
 
 pub mod epoll;
 pub mod lock;
 pub mod poll;
 
+use core::cell::Cell;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use crate::outcome::now_ns;
+use crate::session::Conn;
 use crate::socket::{Stage, SwitchSocket};
 use crate::switch::Switch;
 use crate::table::Table;
@@ -20,6 +22,12 @@ use crate::waiters::{Sleep, Waiters};
 
 /// How long a thread yields the processor and looks again before it sleeps: a party on the same core answers within that.
 pub const SPIN_NS: u64 = 20_000;
+/// A yield that takes longer went to a program that computes: there is a crowd on this processor.
+const CROWDED_NS: u64 = 200_000;
+/// How long a thread that met a crowd sleeps without spinning first; doubled each time it meets it again.
+const CROWDED_FOR_NS: u64 = 20_000_000;
+/// Doublings at most: 640 ms.
+const CROWDED_LEVELS: u32 = 5;
 /// How soon a wait ends that could not arm everything it waits for.
 pub const BLIND_NS: u64 = 5_000_000;
 /// How soon a wait for a connect under way looks again: its event object may be another's by then.
@@ -76,13 +84,22 @@ pub fn drive(switch: &Switch, socket: &Arc<SwitchSocket>) {
     }
 }
 
-/// Looks at a socket, after doing what can be done now for an established connection.
+/// Looks at a socket, after doing what can be done now for an established connection. Whoever sleeps next has looked so.
 pub fn look(socket: &SwitchSocket) -> Look {
+    look_after(socket, Conn::progress)
+}
+
+/// As [`look`], leaving a connection alone that seems quiet.
+pub fn glance(socket: &SwitchSocket) -> Look {
+    look_after(socket, Conn::progress_if_due)
+}
+
+fn look_after(socket: &SwitchSocket, progress: impl FnOnce(&Conn)) -> Look {
     match socket.stage() {
         Stage::SanConnected => match socket.conn() {
             Some(conn) => {
                 conn.touch();
-                conn.progress();
+                progress(conn);
                 let edges = conn.edge_counter();
                 Look::Bits {
                     bits: conn.readiness(),
@@ -120,16 +137,39 @@ pub fn arm(desk: &Desk, socket: &SwitchSocket, sleep: &mut Sleep) {
     }
 }
 
+thread_local! {
+    /// Until then this thread does not spin: somebody else wants its processor. A cell without destructor.
+    static CROWDED_UNTIL_NS: Cell<u64> = const { Cell::new(0) };
+    /// How often it met one lately.
+    static CROWDED_LEVEL: Cell<u32> = const { Cell::new(0) };
+}
+
 /// Yields the processor and asks until there is an answer, or it is time to sleep.
+///
+/// Who yields is run again when the others on its processor had their turns: parties to a conversation take microseconds, a program
+/// that computes takes milliseconds. A sleeper is woken past such a program, so beside one this thread sleeps at once for a while.
 pub fn spin<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = now_ns().saturating_add(SPIN_NS);
+    let mut now = now_ns();
+    if now < CROWDED_UNTIL_NS.get() {
+        return None;
+    }
+    let end = now.saturating_add(SPIN_NS);
     loop {
         if let Some(answer) = ask() {
             return Some(answer);
         }
-        if now_ns() >= end {
+        let before = now_ns();
+        if before >= end {
+            CROWDED_LEVEL.set(CROWDED_LEVEL.get().saturating_sub(1));
             return None;
         }
         crate::sys::yield_now();
+        now = now_ns();
+        if now.saturating_sub(before) > CROWDED_NS {
+            let level = CROWDED_LEVEL.get();
+            CROWDED_UNTIL_NS.set(now.saturating_add(CROWDED_FOR_NS << level));
+            CROWDED_LEVEL.set((level + 1).min(CROWDED_LEVELS));
+            return ask();
+        }
     }
 }

@@ -8,7 +8,8 @@
 
 use std::os::fd::RawFd;
 
-use super::{BLIND_NS, CONNECT_NS, Desk, Look, arm, drive, look, spin};
+use super::{BLIND_NS, CONNECT_NS, Desk, Look, arm, drive, glance, look, spin};
+use crate::socket::SwitchSocket;
 use crate::sys;
 use crate::table::Table;
 use crate::waiters::{FUNCTIONS, Sleep};
@@ -77,12 +78,12 @@ pub fn round(
     state: &mut PollState,
     may_sleep: bool,
 ) -> Round {
-    look_at_all(desk, fds, work, state);
+    look_at_all(look, desk, fds, work, state);
     let ready = merge(fds, work, state);
     if ready > 0 || !may_sleep {
         return Round::Ready(ready);
     }
-    let answered = spin(|| (look_at_all(desk, fds, work, state) > 0).then_some(()));
+    let answered = spin(|| (look_at_all(glance, desk, fds, work, state) > 0).then_some(()));
     if answered.is_none() {
         for entry in fds.iter() {
             if let Some(slot) = desk.table.get(entry.fd)
@@ -92,7 +93,7 @@ pub fn round(
             }
         }
         // Armed: what came before is found now, what comes later wakes.
-        look_at_all(desk, fds, work, state);
+        look_at_all(look, desk, fds, work, state);
     }
     let ready = merge(fds, work, state);
     if ready > 0 {
@@ -124,6 +125,7 @@ pub fn woken(desk: &Desk, work: &[libc::pollfd], state: &mut PollState) {
 
 /// Computes what is ours into `fds` and leaves the rest to `work`. Returns the entries that are ready by us.
 fn look_at_all(
+    look: fn(&SwitchSocket) -> Look,
     desk: &Desk,
     fds: &mut [libc::pollfd],
     work: &mut [libc::pollfd],

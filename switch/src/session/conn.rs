@@ -312,6 +312,33 @@ impl Conn {
         self.provider.waiting.arm(self.sp, waiter)
     }
 
+    /// Whether `waiter` is armed still, so that arming it again would do nothing. As [`driver::spi::Waiting::is_armed`]: its vector was
+    /// drained before.
+    #[must_use]
+    pub fn is_armed(&self, waiter: Waiter) -> bool {
+        let word = pack(waiter);
+        // Relaxed: a local wake that is missed here has signalled the vector.
+        let is_known = self
+            .waiters
+            .iter()
+            .any(|w| w.load(Ordering::Relaxed) == word);
+        is_known && self.provider.waiting.is_armed(self.sp, waiter)
+    }
+
+    /// Does [`Self::progress`] if it seems to have something to do. Dead members of the family are not looked for.
+    #[inline]
+    pub fn progress_if_due(&self) {
+        let is_steady =
+            self.record.get().flags() & (flag::CLOSING | flag::ESTABLISHED) == flag::ESTABLISHED;
+        let is_quiet = is_steady
+            && !self.provider.waiting.has_news(self.sp)
+            && !self.recv_is_due()
+            && !self.send_is_due();
+        if !is_quiet {
+            self.progress();
+        }
+    }
+
     /// Wakes threads of this process that sleep on this connection, after a change that no completion tells of.
     pub(super) fn wake_local(&self) {
         // The sleeper stores its waiter, fences, and looks at the state; we stored the state, fence, and look for waiters.
