@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use nic_emu::device::PauseOn;
 use nic_emu::server::Sandbox;
 
 const OVERVIEW: &str = "Example, in two terminals:
@@ -108,6 +109,12 @@ pub(crate) struct Up {
         hide_possible_values = true
     )]
     pub(crate) sandbox: Sandbox,
+    /// Watch for what drivers do wrong although a NIC might let it pass; `stat` shows the findings.
+    #[arg(long)]
+    pub(crate) validate: bool,
+    /// Make the emulator stand still at a failure, a finding, or findings of one rule (`nic-emu step` and `continue` go on).
+    #[arg(long, value_name = "error|finding|RULE")]
+    pub(crate) pause_on: Option<PauseOn>,
 }
 
 #[derive(Debug, Args)]
@@ -221,6 +228,12 @@ pub(crate) struct Emulator {
     /// Whether it gives up what it does not need.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) sandbox: Sandbox,
+    /// Watch for what drivers do wrong although a NIC might let it pass; `stat` shows the findings.
+    #[arg(long)]
+    pub(crate) validate: bool,
+    /// Make the emulator stand still at a failure, a finding, or findings of one rule (`nic-emu step` and `continue` go on).
+    #[arg(long, value_name = "error|finding|RULE")]
+    pub(crate) pause_on: Option<PauseOn>,
 }
 
 /// Arguments of the demo's own programs.

@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use nic_emu::server::{ClusterConfig, Sandbox};
+use nic_emu::server::{ClusterConfig, DebugConfig, Sandbox};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::claim::Claim;
@@ -40,6 +40,8 @@ pub(crate) struct StartOptions {
     pub(crate) owns_run_directory: bool,
     /// Whether it confines itself.
     pub(crate) sandbox: Sandbox,
+    /// What helps to find faults in drivers.
+    pub(crate) debug: DebugConfig,
 }
 
 /// A running emulator process. Dropping it ends the process and removes its directory.
@@ -142,6 +144,12 @@ impl Emulator {
         }
         if options.owns_run_directory {
             command.arg("--own-run-directory");
+        }
+        if options.debug.validate {
+            command.arg("--validate");
+        }
+        if let Some(on) = options.debug.pause_on {
+            command.arg(format!("--pause-on={on}"));
         }
         if options.sandbox == Sandbox::Off {
             command.arg("--sandbox=off");
@@ -296,6 +304,10 @@ pub(crate) fn serve(arguments: &cli::Emulator) -> Result<(), Failure> {
             wildcard_on_san: plan.wildcard_on_san,
             backlog_full: plan.backlog_full,
             san_connect_limit_ms: plan.san_connect_limit_ms,
+            debug: DebugConfig {
+                validate: arguments.validate,
+                pause_on: arguments.pause_on,
+            },
         };
         control::serve(&config, arguments.sandbox, || {
             let announced = record

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use nic_emu::device::Finding;
 use serde_json::Value;
 
 use crate::cli;
@@ -68,9 +69,8 @@ pub(crate) fn render(stat: &Value) -> String {
     section(&mut text, "connections that took TCP", &fallbacks(stat));
     section(&mut text, "out of the switch's reach", &ungoverned(stat));
     for finding in rows(stat, "findings") {
-        let finding = finding
-            .as_str()
-            .map_or_else(|| finding.to_string(), str::to_owned);
+        let finding = serde_json::from_value::<Finding>(finding.clone())
+            .map_or_else(|_| finding.to_string(), |finding| finding.to_string());
         text.push_str(&format!("\nfinding: {finding}\n"));
     }
     text

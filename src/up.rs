@@ -7,6 +7,8 @@
 
 use std::os::fd::AsFd as _;
 
+use nic_emu::server::DebugConfig;
+
 use crate::cli;
 use crate::config::{self, ClusterPlan};
 use crate::control;
@@ -44,6 +46,10 @@ pub(crate) fn up(arguments: &cli::Up) -> Result<(), Failure> {
         is_detached: arguments.detach,
         owns_run_directory: false,
         sandbox: arguments.sandbox,
+        debug: DebugConfig {
+            validate: arguments.validate,
+            pause_on: arguments.pause_on,
+        },
     };
     let run = RunDirectory::of_user();
     let emulator = match Emulator::start(&run, name, &plan, options, &stop)? {

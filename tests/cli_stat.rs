@@ -146,3 +146,15 @@ fn every_command_has_help_with_an_example() {
     lab.fail(2, &["no-such-command"]);
     lab.fail(2, &[]);
 }
+
+#[test]
+fn a_validated_cluster_finds_nothing_wrong_with_our_own_driver() {
+    let lab = Lab::new("a_validated_cluster_finds_nothing_wrong_with_our_own_driver");
+    let cluster = lab.up_with(&["--validate"]);
+    assert_eq!(cluster.stat()["findings"], serde_json::json!([]));
+    let text = lab.succeed(&["up", "--help"]);
+    assert!(
+        text.contains("--validate") && text.contains("--pause-on"),
+        "{text}"
+    );
+}

@@ -3,6 +3,8 @@
 //! Place: a thin shell around [`nic_emu::server::serve_devices`]. Exit status: 0 after SIGINT or SIGTERM, 1 when it could not serve,
 //! 2 for a wrong command line. Leaves out: clusters, programs, the switch; that is `sanlab`.
 
+mod ask;
+
 use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -11,7 +13,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use nic_emu::conformance::{self, EmbeddedTarget, SocketTarget};
-use nic_emu::server::{self, DeviceSocket, NodeAddress, NodeSpec, Sandbox};
+use nic_emu::device::PauseOn;
+use nic_emu::server::{self, DebugConfig, DeviceSocket, NodeAddress, NodeSpec, Sandbox};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,6 +22,10 @@ Examples:
       nic-emu --socket /tmp/nic.sock
   Two nodes that can reach each other, each with its own socket:
       nic-emu --socket '/tmp/nic-{node}.sock' --node a=10.0.0.1/24 --node b=10.0.0.2/24
+
+  Watch what a driver does wrong, and stand still when a completion fails (docs/validation.md):
+      nic-emu --socket /tmp/nic.sock --validate --pause-on error
+      nic-emu inspect findings /tmp/nic.sock
 
   The layout of registers, doorbells, elements and messages for a driver in C:
       nic-emu header > sanlab_nic.h
@@ -62,11 +69,29 @@ struct Arguments {
         hide_possible_values = true
     )]
     sandbox: Sandbox,
+
+    /// Watch for what drivers do wrong although a NIC might let it pass; `nic-emu inspect findings` tells.
+    #[arg(long)]
+    validate: bool,
+
+    /// Stand still at a failure (`error`), at any finding (`finding`), or at findings of one rule (`nic-emu rules` lists them).
+    #[arg(long, value_name = "error|finding|RULE")]
+    pause_on: Option<PauseOn>,
 }
 
 /// What else it can do.
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Shows what the device consists of, what drivers did wrong, or what happened last.
+    Inspect(ask::Inspect),
+    /// Makes the engine of a device or cluster stand still.
+    Pause(ask::Place),
+    /// Lets an engine that stands still do one piece of work.
+    Step(ask::Place),
+    /// Lets an engine that stands still go on.
+    Continue(ask::Place),
+    /// Lists the rules of the validation layer.
+    Rules,
     /// Prints the whole layout as a C11 header, with assertions on every size and offset.
     Header,
     /// Judges a device by the rules of the InfiniBand verbs: the one inside this program, or one on vfio-user sockets.
@@ -202,16 +227,29 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
                 .context("cannot print the header")?;
             Ok(ExitCode::SUCCESS)
         }
+        Some(Command::Inspect(inspect)) => done(ask::inspect(&inspect)),
+        Some(Command::Pause(place)) => done(ask::pause(&place)),
+        Some(Command::Step(place)) => done(ask::step(&place)),
+        Some(Command::Continue(place)) => done(ask::resume(&place)),
+        Some(Command::Rules) => done(ask::rules()),
         Some(Command::Conformance(conformance)) => conformance.run(),
-        None => serve(arguments).map(|()| ExitCode::SUCCESS),
+        None => done(serve(arguments)),
     }
+}
+
+fn done(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS)
 }
 
 fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let sandbox = arguments.sandbox;
+    let debug = DebugConfig {
+        validate: arguments.validate,
+        pause_on: arguments.pause_on,
+    };
     let devices = arguments.devices()?;
     let paths: Vec<_> = devices.iter().map(|device| device.path.clone()).collect();
-    server::serve_devices(devices, sandbox, || {
+    server::serve_devices(devices, sandbox, debug, || {
         let mut out = std::io::stdout().lock();
         for path in paths {
             // A closed stdout is no reason not to serve.

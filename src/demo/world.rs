@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
-use nic_emu::server::Sandbox;
+use nic_emu::server::{DebugConfig, Sandbox};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -89,6 +89,7 @@ impl World {
             is_detached: false,
             owns_run_directory: true,
             sandbox: Sandbox::On,
+            debug: DebugConfig::default(),
         };
         let plan = ClusterPlan {
             // The demo shows the roads, not how busy the machine is.

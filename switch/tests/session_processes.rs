@@ -115,6 +115,7 @@ impl Emulator {
             wildcard_on_san: true,
             backlog_full: BacklogFull::Hold,
             san_connect_limit_ms: None,
+            debug: nic_emu::server::DebugConfig::default(),
         };
         let ready = Baton::new();
         let pid = fork(|| {

@@ -12,8 +12,10 @@ use std::time::Duration;
 use nix::errno::Errno;
 use serde::de::DeserializeOwned;
 
-use super::{ChannelReply, Done, NodeConfig, Note, Pong, Refusal, Request, Stat};
-use crate::device::LinkParameters;
+use super::{
+    ChannelReply, Done, Engine, Inspected, NodeConfig, Note, Pong, Recorded, Refusal, Request, Stat,
+};
+use crate::device::{LinkParameters, Topic};
 use crate::server::fd_pass::{self, Wait};
 
 /// How long a single wait for the emulator lasts.
@@ -120,6 +122,47 @@ pub fn link(
         parameters,
     };
     ask(socket, &request).map(|(Done { .. }, _)| ())
+}
+
+/// Asks what the device consists of: some parts, or all when none is named.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn inspect(socket: &Path, topics: &[Topic]) -> Result<Inspected, ControlError> {
+    let topics = topics.to_vec();
+    ask(socket, &Request::Inspect { topics }).map(|(reply, _)| reply)
+}
+
+/// Asks for the last events of all functions, or of one.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn recorder(socket: &Path, function: Option<u32>) -> Result<Recorded, ControlError> {
+    ask(socket, &Request::Recorder { function }).map(|(reply, _)| reply)
+}
+
+/// Makes the engine stand still.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn pause(socket: &Path) -> Result<Engine, ControlError> {
+    ask(socket, &Request::Pause).map(|(reply, _)| reply)
+}
+
+/// Lets an engine that stands still do one piece of work.
+///
+/// # Errors
+/// [`ControlError`]; `Refused` when it does not stand still.
+pub fn step(socket: &Path) -> Result<Engine, ControlError> {
+    ask(socket, &Request::Step).map(|(reply, _)| reply)
+}
+
+/// Lets an engine that stands still go on.
+///
+/// # Errors
+/// [`ControlError`]; `Refused` when it does not stand still.
+pub fn resume(socket: &Path) -> Result<Engine, ControlError> {
+    ask(socket, &Request::Continue).map(|(reply, _)| reply)
 }
 
 /// Ends the emulator. When it returns the end is under way, not over.

@@ -5,12 +5,15 @@
 //! carries a descriptor. Fields may be added, never renamed.
 //! Source: ours (docs/cluster.md). Leaves out: anything on the data path, and who may connect, which the listening socket decides.
 
+use std::path::{Path, PathBuf};
+
 use serde::{Deserialize, Serialize};
 
 pub mod client;
 pub(crate) mod connection;
+pub mod text;
 
-use crate::device::{Counters, LinkParameters};
+use crate::device::{Counters, Finding, Inspection, LinkParameters, Recording, Topic};
 
 /// Name of the socket in a cluster's directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -42,8 +45,92 @@ pub enum Request {
         #[serde(default)]
         parameters: LinkParameters,
     },
+    /// What does the device consist of? Answered with [`Inspected`].
+    Inspect {
+        /// Parts to show; all when there are none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        topics: Vec<Topic>,
+    },
+    /// What happened last? Answered with [`Recorded`].
+    Recorder {
+        /// Of this function alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        function: Option<u32>,
+    },
+    /// Stand still. Answered with [`Engine`].
+    Pause,
+    /// Do one piece of work. Answered with [`Engine`], refused when it does not stand still.
+    Step,
+    /// Go on. Answered with [`Engine`], refused when it does not stand still.
+    Continue,
     /// End. Answered with [`Done`] before it happens.
     Shutdown,
+}
+
+/// Answer to INSPECT: the object of `nic-emu inspect --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Inspected {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Name of the cluster; `nic-emu` for a device alone.
+    pub cluster: String,
+    /// Process id of the emulator.
+    pub emulator_pid: u32,
+    /// Rows.
+    #[serde(flatten)]
+    pub inspection: Inspection,
+}
+
+/// Answer to RECORDER: the object of `nic-emu inspect recorder --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Recorded {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What each function's recorder holds now.
+    pub live: Vec<Recording>,
+    /// What they held when something broke, oldest first.
+    pub dumps: Vec<Recording>,
+}
+
+/// Answer to PAUSE, STEP and CONTINUE.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Engine {
+    /// True.
+    pub ok: bool,
+    /// Pieces of work that a step did.
+    pub served: u64,
+    /// Why the engine stands still now.
+    pub paused: Option<String>,
+}
+
+/// The control socket of a device socket that belongs to no cluster: the same name with `.ctl` behind it.
+#[must_use]
+pub fn beside(socket: &Path) -> PathBuf {
+    let mut name = socket.as_os_str().to_owned();
+    name.push(".ctl");
+    name.into()
+}
+
+/// The control socket that serves a place: a cluster's directory, a device socket of either kind, or a control socket itself.
+#[must_use]
+pub fn locate(place: &Path) -> PathBuf {
+    if place.is_dir() {
+        return place.join(SOCKET_NAME);
+    }
+    let is_control = place.file_name().is_some_and(|name| name == SOCKET_NAME)
+        || place
+            .extension()
+            .is_some_and(|extension| extension == "ctl");
+    if is_control {
+        return place.to_owned();
+    }
+    let own = beside(place);
+    let of_cluster = place
+        .parent()
+        .and_then(Path::parent)
+        .map(|directory| directory.join(SOCKET_NAME))
+        .filter(|path| !own.exists() && path.exists());
+    of_cluster.unwrap_or(own)
 }
 
 /// Report of the launcher about a program that runs without the preload library.
@@ -161,8 +248,8 @@ pub struct Stat {
     pub fallbacks: Vec<Fallback>,
     /// Programs whose traffic the cluster does not see.
     pub ungoverned: Vec<Ungoverned>,
-    /// Remarks of checkers; none are built yet.
-    pub findings: Vec<String>,
+    /// Findings of the validation layer.
+    pub findings: Vec<Finding>,
 }
 
 /// A node in [`Stat`].
@@ -250,6 +337,20 @@ mod tests {
             (r#"{"cmd":"ping"}"#, Request::Ping),
             (r#"{"cmd":"stat"}"#, Request::Stat),
             (r#"{"cmd":"shutdown"}"#, Request::Shutdown),
+            (r#"{"cmd":"inspect"}"#, Request::Inspect { topics: vec![] }),
+            (
+                r#"{"cmd":"inspect","topics":["qps","findings"]}"#,
+                Request::Inspect {
+                    topics: vec![Topic::Qps, Topic::Findings],
+                },
+            ),
+            (
+                r#"{"cmd":"recorder","function":3}"#,
+                Request::Recorder { function: Some(3) },
+            ),
+            (r#"{"cmd":"pause"}"#, Request::Pause),
+            (r#"{"cmd":"step"}"#, Request::Step),
+            (r#"{"cmd":"continue"}"#, Request::Continue),
             (
                 r#"{"cmd":"link","from":"a","to":"b","parameters":{"up":false,"latency_ns":5,"jitter_ns":0,"loss_ppm":7,"reorder_ppm":0,"reorder_ns":0,"duplicate_ppm":0,"corrupt_ppm":0,"bandwidth_bps":0}}"#,
                 Request::Link {

@@ -9,6 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use ring_proto::status::Syndrome;
+use serde::{Deserialize, Serialize};
 
 use super::Device;
 use super::cq::Completed;
@@ -22,7 +23,8 @@ const STOPPED_LOOK_NS: u64 = 100_000_000;
 const GRACE_NS: u64 = 1_000_000_000;
 
 /// What the engine pauses at.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum PauseOn {
     /// A completion with an error, a QP or a function that fails.
     Error,
@@ -41,6 +43,20 @@ impl FromStr for PauseOn {
             "finding" => Ok(Self::Finding),
             rule => rule.parse().map(Self::Rule),
         }
+    }
+}
+
+impl TryFrom<String> for PauseOn {
+    type Error = UnknownRule;
+
+    fn try_from(text: String) -> Result<Self, UnknownRule> {
+        text.parse()
+    }
+}
+
+impl From<PauseOn> for String {
+    fn from(from: PauseOn) -> Self {
+        from.to_string()
     }
 }
 

@@ -13,7 +13,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::error::ServeError;
-use crate::device;
+use crate::device::{self, PauseOn};
 
 /// Most nodes of a cluster: what a /24 of node addresses has room for.
 pub const NODE_LIMIT: usize = 253;
@@ -41,6 +41,20 @@ pub struct ClusterConfig {
     /// Time a connect gets on the SAN before TCP is tried; the switch's own when absent.
     #[serde(default)]
     pub san_connect_limit_ms: Option<u64>,
+    /// What helps to find faults in drivers.
+    #[serde(default)]
+    pub debug: DebugConfig,
+}
+
+/// What helps to find faults in drivers (docs/validation.md).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct DebugConfig {
+    /// The validation layer is on.
+    #[serde(default)]
+    pub validate: bool,
+    /// The engine stands still when this happens.
+    #[serde(default)]
+    pub pause_on: Option<PauseOn>,
 }
 
 /// A node to serve.
@@ -192,6 +206,7 @@ mod tests {
             wildcard_on_san: true,
             backlog_full: BacklogFull::Hold,
             san_connect_limit_ms: None,
+            debug: DebugConfig::default(),
         }
     }
 

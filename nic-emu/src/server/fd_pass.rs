@@ -173,6 +173,13 @@ pub(crate) fn peer_uid(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
     getsockopt(&socket, sockopt::PeerCredentials).map(|credentials| credentials.uid())
 }
 
+/// Process at the other end, as the kernel recorded it when the socket was connected or made.
+pub(crate) fn peer_pid(socket: BorrowedFd<'_>) -> Option<i32> {
+    let credentials = getsockopt(&socket, sockopt::PeerCredentials).ok()?;
+    // 0: a process of a pid namespace that we do not see.
+    Some(credentials.pid()).filter(|&pid| pid > 0)
+}
+
 /// Whether the other end sends nothing any more. Asked when a read brought no bytes, which an empty packet does too.
 pub(crate) fn is_hung_up(socket: BorrowedFd<'_>) -> bool {
     let mut poll = libc::pollfd {

@@ -24,6 +24,7 @@ mod config;
 pub(crate) mod epoll;
 mod error;
 pub(crate) mod fd_pass;
+mod inspect;
 mod listen;
 pub(crate) mod log_budget;
 mod reactor;
@@ -34,7 +35,9 @@ mod stat;
 pub(crate) mod telemetry;
 pub mod vfio;
 
-pub use config::{BacklogFull, BadAddress, ClusterConfig, NODE_LIMIT, NodeAddress, NodeSpec};
+pub use config::{
+    BacklogFull, BadAddress, ClusterConfig, DebugConfig, NODE_LIMIT, NodeAddress, NodeSpec,
+};
 pub use error::ServeError;
 pub use runtime::{EngineGone, EngineHandle, EngineThread};
 pub use sandbox::Sandbox;
@@ -75,10 +78,11 @@ pub fn serve(
 pub fn serve_devices(
     devices: Vec<DeviceSocket>,
     sandbox: Sandbox,
+    debug: DebugConfig,
     on_ready: impl FnOnce(),
 ) -> Result<(), ServeError> {
     let signals = Signals::take().map_err(system("signalfd"))?;
-    let mut server = Server::start_devices_in(devices, sandbox)?;
+    let mut server = Server::start_devices_in(devices, sandbox, debug)?;
     server.reactor.watch_signals(signals)?;
     seal(sandbox);
     on_ready();
@@ -135,18 +139,22 @@ impl Server {
             devices.push(Listener::bind(&directory.join(DEVICE_SOCKET_NAME))?);
         }
         confine(sandbox, || reach_of_cluster(&config.dir));
-        Self::assemble(config.clone(), Some(control), devices, directories)
+        Self::assemble(config.clone(), vec![control], devices, directories)
     }
 
-    /// Makes device, engine and one socket per node; no control socket.
+    /// Makes device, engine, and per node a device socket with a control socket beside it ([`control::beside`]).
     ///
     /// # Errors
     /// [`ServeError`]; nothing is left behind.
     pub fn start_devices(devices: Vec<DeviceSocket>) -> Result<Self, ServeError> {
-        Self::start_devices_in(devices, Sandbox::Off)
+        Self::start_devices_in(devices, Sandbox::Off, DebugConfig::default())
     }
 
-    fn start_devices_in(devices: Vec<DeviceSocket>, sandbox: Sandbox) -> Result<Self, ServeError> {
+    fn start_devices_in(
+        devices: Vec<DeviceSocket>,
+        sandbox: Sandbox,
+        debug: DebugConfig,
+    ) -> Result<Self, ServeError> {
         let (nodes, paths): (Vec<_>, Vec<_>) =
             devices.into_iter().map(|d| (d.node, d.path)).unzip();
         let config = ClusterConfig {
@@ -157,28 +165,35 @@ impl Server {
             wildcard_on_san: true,
             backlog_full: BacklogFull::default(),
             san_connect_limit_ms: None,
+            debug,
         };
         config.check()?;
         let listeners = paths
             .iter()
             .map(|path| Listener::bind(path))
             .collect::<Result<_, _>>()?;
+        let controls = paths
+            .iter()
+            .map(|path| Listener::bind(&control::beside(path)))
+            .collect::<Result<_, _>>()?;
         confine(sandbox, || Reach {
             directories: Vec::new(),
             removals: paths.iter().map(|path| directory_of(path)).collect(),
         });
-        Self::assemble(config, None, listeners, RunDirectories::default())
+        Self::assemble(config, controls, listeners, RunDirectories::default())
     }
 
     fn assemble(
         config: ClusterConfig,
-        control: Option<Listener>,
+        controls: Vec<Listener>,
         devices: Vec<Listener>,
         directories: RunDirectories,
     ) -> Result<Self, ServeError> {
         raise_descriptor_limit();
         let mut device = Device::new(DeviceOptions {
             backlog_full: config.backlog_full.into(),
+            validate: config.debug.validate,
+            pause_on: config.debug.pause_on,
             ..DeviceOptions::default()
         });
         let nodes: Vec<_> = config
@@ -191,7 +206,7 @@ impl Server {
             .collect();
         let engine = EngineThread::start(device)?;
         let mut reactor = Reactor::new(config, engine)?;
-        if let Some(control) = control {
+        for control in controls {
             reactor.serve_control(control)?;
         }
         for (node, listener) in nodes.into_iter().zip(devices) {

@@ -18,6 +18,8 @@ use super::channel::{self, Channel, FamilyId, Next, Process};
 use super::config::ClusterConfig;
 use super::epoll::{EventBuffer, Interest, Poller, Sources, Token, WakeFd};
 use super::error::{ServeError, system};
+use super::fd_pass;
+use super::inspect;
 use super::listen::{Accepted, Listener};
 use super::log_budget::{LogBudget, now_ns};
 use super::runtime::{EngineGone, EngineHandle, EngineThread};
@@ -28,6 +30,7 @@ use super::vfio::nic::Function;
 use super::vfio::session::{self, Session};
 use crate::control::connection::{self, Connection};
 use crate::control::{ChannelReply, Done, NodeConfig, Note, Pong, ProviderEntry, Request};
+use crate::device::Device;
 
 /// Most sources at once: connections, processes, channels, listeners.
 const SOURCE_LIMIT: usize = 64 * 1024;
@@ -434,8 +437,14 @@ impl Reactor {
             .ready(&mut || Function::attach(&engine, node), &mut self.log)
             .map_err(|DeviceGone| EngineGone)?;
         let after = session.device().map(Function::id);
-        if let (None, Some(function), Some(family)) = (before, after, family) {
-            self.families.insert(function, family);
+        if let (None, Some(function)) = (before, after) {
+            if let Some(family) = family {
+                self.families.insert(function, family);
+            }
+            if let Some(pid) = fd_pass::peer_pid(session.as_fd()) {
+                // It may be gone by now, and then has no timers either.
+                let _ = engine.call(move |device| device.set_client_process(function, pid))?;
+            }
         }
         Ok(match step {
             session::Step::Open(interest) => Turn::Wait(interest),
@@ -535,9 +544,12 @@ impl Reactor {
                 Vec::new(),
             ),
             Request::Stat => {
-                let counters = self.engine.handle().call(|device| device.node_counters())?;
+                let look = |device: &mut Device| (device.node_counters(), device.findings());
+                let (counters, findings) = self.engine.handle().call(look)?;
                 let processes: Vec<_> = self.sources.iter_mut().filter_map(live).collect();
-                let stat = self.ledger.stat(&self.config, &counters, &processes);
+                let stat = self
+                    .ledger
+                    .stat(&self.config, &counters, &processes, findings);
                 connection.answer(&stat, Vec::new());
             }
             Request::Channel { node } => match self.make_channel(&node) {
@@ -557,9 +569,7 @@ impl Reactor {
             } => {
                 let done = match (self.node(&from), self.node(&to)) {
                     (Ok(from), Ok(to)) => {
-                        let set = move |device: &mut crate::device::Device| {
-                            device.set_link(from, to, parameters)
-                        };
+                        let set = move |device: &mut Device| device.set_link(from, to, parameters);
                         let done = self.engine.handle().call(set)?;
                         done.map_err(|error| error.to_string())
                     }
@@ -575,6 +585,8 @@ impl Reactor {
                 self.stopping = true;
                 connection.answer(&Done { ok: true }, Vec::new());
             }
+            // Of who looks for faults.
+            other => inspect::answer(&self.engine.handle(), &self.config.name, other, connection)?,
         }
         Ok(())
     }

@@ -148,7 +148,10 @@ fn restrict(reach: &Reach) -> Result<RestrictionStatus, landlock::RulesetError> 
     let removals = reach.removals.iter().map(|path| (path.as_path(), removal));
     // The reserve of descriptors is made of it.
     let null: (&Path, BitFlags<AccessFs>) = (Path::new("/dev/null"), AccessFs::ReadFile.into());
-    for (path, access) in directories.chain(removals).chain([null]) {
+    // Whether a client is stopped by a debugger stands in its `stat`. What more /proc could tell of processes outside, their memory,
+    // maps and environment, asks for the right to trace them, which landlock denies.
+    let processes: (&Path, BitFlags<AccessFs>) = (Path::new("/proc"), AccessFs::ReadFile.into());
+    for (path, access) in directories.chain(removals).chain([null, processes]) {
         // What does not exist cannot be removed either.
         if let Ok(file) = PathFd::new(path) {
             rules = rules.add_rule(PathBeneath::new(file, access))?;

@@ -14,7 +14,7 @@ use super::telemetry::{Connection, Report, Totals, printable};
 use crate::control::{
     ConnectionStat, Fallback, NodeEntry, NodeStat, NodeTotals, Note, SCHEMA, Stat, Ungoverned,
 };
-use crate::device::{Counters, NodeCounters};
+use crate::device::{Counters, Finding, NodeCounters};
 
 /// Most programs outside of the cluster that are remembered, newest kept.
 const UNGOVERNED_LIMIT: usize = 1024;
@@ -72,6 +72,7 @@ impl Ledger {
         config: &ClusterConfig,
         counters: &[NodeCounters],
         processes: &[Live],
+        findings: Vec<Finding>,
     ) -> Stat {
         let mut sums = self.ended.clone();
         let mut connections = Vec::new();
@@ -125,7 +126,7 @@ impl Ledger {
                 })
                 .collect(),
             ungoverned: self.ungoverned.iter().cloned().collect(),
-            findings: Vec::new(),
+            findings,
         }
     }
 }

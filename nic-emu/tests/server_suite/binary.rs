@@ -11,7 +11,7 @@ use ring_proto::{regs, vfio};
 
 use super::harness::{PATIENCE, RawClient, Scratch, eventually};
 
-struct Emulator {
+pub(crate) struct Emulator {
     child: Child,
     stdout: BufReader<ChildStdout>,
     socket: PathBuf,
@@ -21,6 +21,16 @@ struct Emulator {
 impl Emulator {
     fn start() -> Self {
         Self::start_by(command())
+    }
+
+    pub(crate) fn start_with(arguments: &[&str]) -> Self {
+        let mut command = command();
+        command.args(arguments);
+        Self::start_by(command)
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
     }
 
     fn start_by(mut command: Command) -> Self {

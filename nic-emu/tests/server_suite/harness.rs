@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nic_emu::device::Counters;
 use nic_emu::server::{
-    BacklogFull, ClusterConfig, EngineHandle, NodeSpec, ServeError, Server, StopHandle,
+    BacklogFull, ClusterConfig, DebugConfig, EngineHandle, NodeSpec, ServeError, Server, StopHandle,
 };
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -84,13 +84,22 @@ pub(crate) fn config(dir: &Path) -> ClusterConfig {
         wildcard_on_san: true,
         backlog_full: BacklogFull::Hold,
         san_connect_limit_ms: None,
+        debug: DebugConfig::default(),
     }
 }
 
 impl Cluster {
     pub(crate) fn start() -> Self {
+        Self::start_with(DebugConfig::default())
+    }
+
+    pub(crate) fn start_with(debug: DebugConfig) -> Self {
         let scratch = Scratch::new();
-        let server = Server::start(&config(scratch.path())).unwrap();
+        let config = ClusterConfig {
+            debug,
+            ..config(scratch.path())
+        };
+        let server = Server::start(&config).unwrap();
         Self {
             engine: server.engine(),
             stop: server.stop_handle(),

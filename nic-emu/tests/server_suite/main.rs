@@ -7,6 +7,7 @@ mod binary;
 mod channel;
 mod control;
 mod example;
+mod faults;
 mod harness;
 mod hostile;
 mod irqs;

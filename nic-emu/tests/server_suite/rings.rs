@@ -18,17 +18,21 @@ const COMPLETIONS: i64 = 64 * 1024;
 const DEPTH: u32 = 16;
 
 /// A function with a running admin queue.
-struct Admin {
-    client: RawClient,
+pub(crate) struct Admin {
+    pub(crate) client: RawClient,
     memory: OwnedFd,
     bar2: OwnedFd,
     kick: OwnedFd,
-    producer: u32,
+    pub(crate) producer: u32,
 }
 
 impl Admin {
-    fn start(cluster: &Cluster) -> Self {
-        let mut client = cluster.client();
+    pub(crate) fn start(cluster: &Cluster) -> Self {
+        Self::over(cluster.client())
+    }
+
+    /// On a fresh connection.
+    pub(crate) fn over(mut client: RawClient) -> Self {
         let memory = sealed(1 << 20);
         client.map(Some(memory.as_raw_fd()), IOVA, 1 << 20).unwrap();
         let mut write = |offset, value: u64, len| {
@@ -66,7 +70,7 @@ impl Admin {
     }
 
     /// Posts a command and rings its doorbell; does not kick.
-    fn post(&mut self, opcode: AdminOp) {
+    pub(crate) fn post(&mut self, opcode: AdminOp) {
         let command = Command {
             opcode: opcode.0,
             command_id: self.producer,
@@ -75,6 +79,11 @@ impl Admin {
         let at = 64 * (self.producer % DEPTH);
         pwrite(&self.memory, command.as_bytes(), at.into()).unwrap();
         self.producer += 1;
+        self.ring();
+    }
+
+    /// Rings the doorbell with whatever the producer is.
+    pub(crate) fn ring(&self) {
         let line = uar::line_offset(uar::ADMIN_SLOT);
         let write = |offset: u64, bytes: &[u8]| {
             pwrite(&self.bar2, bytes, offset.cast_signed()).unwrap();
@@ -86,7 +95,7 @@ impl Admin {
     }
 
     /// Waits for the completion of the latest command.
-    fn completion(&self) -> Completion {
+    pub(crate) fn completion(&self) -> Completion {
         let position = self.producer - 1;
         let depth = Depth::new(DEPTH).unwrap();
         let at = COMPLETIONS + i64::from(32 * depth.index(position));
@@ -99,6 +108,22 @@ impl Admin {
         let completion = eventually("completed", look, |c| cqe::phase_of(c.publish) == phase);
         assert_eq!(completion.command_id, position);
         completion
+    }
+
+    /// Wakes the engine.
+    pub(crate) fn kick(&self) {
+        nix::unistd::write(&self.kick, &1u64.to_ne_bytes()).unwrap();
+    }
+
+    /// Whether the latest command has been answered by now.
+    pub(crate) fn is_completed(&self) -> bool {
+        let position = self.producer - 1;
+        let depth = Depth::new(DEPTH).unwrap();
+        let at = COMPLETIONS + i64::from(32 * depth.index(position));
+        let mut bytes = [0; 32];
+        pread(&self.memory, &mut bytes, at).unwrap();
+        let completion = Completion::read_from_bytes(&bytes).unwrap();
+        cqe::phase_of(completion.publish) == depth.phase(position)
     }
 
     fn wait_until_parked(&self) {

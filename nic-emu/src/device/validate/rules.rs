@@ -101,7 +101,7 @@ impl fmt::Display for Rule {
 
 /// A text that names no rule.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0:?} is no rule; `nic-emu inspect findings --rules` lists them")]
+#[error("{0:?} is no rule; `nic-emu rules` lists them")]
 pub struct UnknownRule(pub String);
 
 impl FromStr for Rule {

@@ -1,0 +1,181 @@
+//! The commands that ask a running emulator: inspect, pause, step, continue.
+//!
+//! Place: `main` hands them their arguments; the answers come from [`nic_emu::control::client`]. Invariants: an answer goes to standard output
+//! whole, as text or as one JSON object. Source: ours, after `rdma resource show`.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use nic_emu::control::{self, Engine, client, text};
+use nic_emu::device::{Rule, Topic};
+
+const EXAMPLES: &str = "\
+Examples:
+  Everything of one device, and the queue pairs of a cluster as JSON:
+      nic-emu inspect /tmp/nic.sock
+      nic-emu inspect qps --json $XDG_RUNTIME_DIR/sanlab/default | jq '.qps[] | select(.last_error)'
+  What a driver did wrong (needs --validate), and what happened before its queue pair failed:
+      nic-emu inspect findings /tmp/nic.sock
+      nic-emu inspect recorder --function 1 /tmp/nic.sock";
+
+/// Arguments of `inspect`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = EXAMPLES,
+    override_usage = "nic-emu inspect [PART] [--json] [--function NUMBER] SOCKET_OR_DIR"
+)]
+pub(crate) struct Inspect {
+    /// The part to show: findings, functions, qps, cqs, mrs, windows, doorbells or recorder. All but the recorder when it is left out.
+    #[arg(value_name = "PART")]
+    first: OsString,
+
+    /// Device socket of a `nic-emu`, or directory of a cluster.
+    #[arg(value_name = "SOCKET_OR_DIR")]
+    second: Option<PathBuf>,
+
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+
+    /// With `recorder`: this function alone.
+    #[arg(long, value_name = "NUMBER")]
+    function: Option<u32>,
+}
+
+impl Inspect {
+    /// The part and the place: one word alone is the place.
+    fn words(&self) -> anyhow::Result<(Option<Part>, PathBuf)> {
+        let Some(place) = &self.second else {
+            return Ok((None, control::locate(Path::new(&self.first))));
+        };
+        let word = self.first.to_string_lossy();
+        let part = Part::from_str(&word, false).map_err(|_| {
+            let parts = Part::value_variants().iter();
+            let names: Vec<_> = parts
+                .filter_map(|part| Some(part.to_possible_value()?.get_name().to_owned()))
+                .collect();
+            anyhow::anyhow!(
+                "no part is called {word:?}; the parts are {}",
+                names.join(", ")
+            )
+        })?;
+        Ok((Some(part), control::locate(place)))
+    }
+}
+
+/// Where the emulator is.
+#[derive(Args, Debug)]
+pub(crate) struct Place {
+    /// Device socket of a `nic-emu`, or directory of a cluster.
+    #[arg(value_name = "SOCKET_OR_DIR")]
+    place: PathBuf,
+}
+
+impl Place {
+    fn socket(&self) -> PathBuf {
+        control::locate(&self.place)
+    }
+}
+
+/// A part of what can be shown.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Part {
+    /// What drivers did wrong.
+    Findings,
+    /// Functions: state, process, counters.
+    Functions,
+    /// Queue pairs: state, queues, last error.
+    Qps,
+    /// Completion queues.
+    Cqs,
+    /// Memory regions.
+    Mrs,
+    /// Windows.
+    Windows,
+    /// Doorbell lines in use.
+    Doorbells,
+    /// The last events of each function.
+    Recorder,
+}
+
+impl Part {
+    fn topic(self) -> Option<Topic> {
+        Some(match self {
+            Self::Findings => Topic::Findings,
+            Self::Functions => Topic::Functions,
+            Self::Qps => Topic::Qps,
+            Self::Cqs => Topic::Cqs,
+            Self::Mrs => Topic::Mrs,
+            Self::Windows => Topic::Windows,
+            Self::Doorbells => Topic::Doorbells,
+            Self::Recorder => return None,
+        })
+    }
+}
+
+pub(crate) fn inspect(arguments: &Inspect) -> anyhow::Result<()> {
+    let (part, socket) = arguments.words()?;
+    if part == Some(Part::Recorder) {
+        let answer = client::recorder(&socket, arguments.function)?;
+        return print(arguments.json, &answer, text::recorder);
+    }
+    let topic = part.and_then(Part::topic);
+    let topics: Vec<_> = topic.into_iter().collect();
+    let answer = client::inspect(&socket, &topics)?;
+    print(arguments.json, &answer, |answer| {
+        text::inspection(answer, topic)
+    })
+}
+
+pub(crate) fn pause(place: &Place) -> anyhow::Result<()> {
+    tell(&client::pause(&place.socket())?)
+}
+
+pub(crate) fn step(place: &Place) -> anyhow::Result<()> {
+    tell(&client::step(&place.socket())?)
+}
+
+pub(crate) fn resume(place: &Place) -> anyhow::Result<()> {
+    tell(&client::resume(&place.socket())?)
+}
+
+/// Lists every rule with why and what to do.
+pub(crate) fn rules() -> anyhow::Result<()> {
+    let row = |rule: &Rule| {
+        let (why, instead) = (rule.explanation(), rule.remedy());
+        format!("{rule}\n  why:     {why}\n  instead: {instead}\n")
+    };
+    write(&Rule::ALL.iter().map(row).collect::<String>())
+}
+
+fn tell(engine: &Engine) -> anyhow::Result<()> {
+    match &engine.paused {
+        Some(reason) => write(&format!("served {}, paused ({reason})\n", engine.served)),
+        None => write("running\n"),
+    }
+}
+
+fn print<T: serde::Serialize>(
+    json: bool,
+    answer: &T,
+    text: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    if json {
+        let object = serde_json::to_string_pretty(answer).context("cannot encode the answer")?;
+        write(&format!("{object}\n"))
+    } else {
+        write(&text(answer))
+    }
+}
+
+fn write(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // Whoever read it has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot write to standard output"),
+    }
+}

@@ -1,0 +1,331 @@
+//! Inspections as text: one table per part, after `rdma resource show`.
+//!
+//! Place: `nic-emu inspect` prints what these functions make of an answer. Invariants: nothing is computed that is not in the answer.
+//! Source: ours.
+
+use std::fmt::Write as _;
+
+use super::{Inspected, Recorded};
+use crate::device::{Finding, Inspection, Recording, RuleCount, Topic, WorkQueueRow};
+
+/// Tables of an inspection: of one part, or of all.
+#[must_use]
+pub fn inspection(answer: &Inspected, only: Option<Topic>) -> String {
+    let found = &answer.inspection;
+    let engine = &found.engine;
+    let mut text = format!(
+        "{}, emulator process {}: {}, {} hot functions, {} QPs with work, validation {}\n",
+        answer.cluster,
+        answer.emulator_pid,
+        match &engine.paused {
+            Some(reason) => format!("paused ({reason})"),
+            None => "running".into(),
+        },
+        engine.hot_functions,
+        engine.active_qps,
+        if engine.validate { "on" } else { "off" },
+    );
+    let parts: [(Topic, &str, Vec<Vec<String>>); 6] = [
+        (Topic::Functions, "functions", functions(found)),
+        (Topic::Qps, "queue pairs", qps(found)),
+        (Topic::Cqs, "completion queues", cqs(found)),
+        (Topic::Mrs, "memory regions", mrs(found)),
+        (Topic::Windows, "windows", windows(found)),
+        (Topic::Doorbells, "doorbells", doorbells(found)),
+    ];
+    for (topic, title, rows) in parts {
+        if only.is_none_or(|only| only == topic) {
+            let _ = write!(text, "\n{title}:\n{}", table(&rows));
+        }
+    }
+    if only.is_none_or(|only| only == Topic::Findings) {
+        text.push_str(&findings(&found.findings, &found.rules, engine.validate));
+    }
+    text
+}
+
+fn findings(findings: &[Finding], rules: &[RuleCount], is_on: bool) -> String {
+    if findings.is_empty() {
+        let hint = if is_on {
+            ""
+        } else {
+            " (the validation layer is off; start with --validate)"
+        };
+        return format!("\nfindings: none{hint}\n");
+    }
+    let mut text = String::from("\nfindings:\n");
+    for finding in findings {
+        let _ = writeln!(text, "{finding}");
+    }
+    let mut rows = vec![words(["RULE", "COUNT", "SUPPRESSED"])];
+    rows.extend(rules.iter().map(|rule| {
+        vec![
+            rule.rule.clone(),
+            rule.count.to_string(),
+            rule.suppressed.to_string(),
+        ]
+    }));
+    let _ = write!(text, "\n{}", table(&rows));
+    text
+}
+
+/// Events of every function, dumps first.
+#[must_use]
+pub fn recorder(answer: &Recorded) -> String {
+    let mut text = String::new();
+    for recording in answer.dumps.iter().chain(&answer.live) {
+        let _ = writeln!(text, "{}", one_recording(recording));
+    }
+    if text.is_empty() {
+        text.push_str("no function is attached, and none has failed\n");
+    }
+    text
+}
+
+fn one_recording(recording: &Recording) -> String {
+    let what = match &recording.reason {
+        Some(reason) => format!("kept at {} ns: {reason}", recording.at_ns),
+        None => "live".into(),
+    };
+    let mut rows = vec![words([
+        "#", "TIME NS", "EVENT", "NUMBER", "CODE", "INDEX", "LEN", "WR_ID", "STATUS", "SYNDROME",
+    ])];
+    rows.extend(recording.events.iter().map(|event| {
+        vec![
+            event.sequence.to_string(),
+            event.at_ns.to_string(),
+            event.event.clone(),
+            format!("{:#x}", event.number),
+            event.code.clone().unwrap_or_default(),
+            event.index.to_string(),
+            event.len.to_string(),
+            format!("{:#x}", event.wr_id),
+            event.status.clone().unwrap_or_default(),
+            event.syndrome.clone().unwrap_or_default(),
+        ]
+    }));
+    format!(
+        "function {} of node {}, {what}\n{}",
+        recording.function,
+        recording.node,
+        table(&rows)
+    )
+}
+
+fn functions(found: &Inspection) -> Vec<Vec<String>> {
+    let mut rows = vec![words([
+        "FUNCTION",
+        "NODE",
+        "PID",
+        "STATE",
+        "POLLED",
+        "RESETS",
+        "QPS",
+        "CQS",
+        "MRS",
+        "WINDOWS",
+        "LISTENERS",
+        "EVENTS",
+        "WQES",
+        "TX BYTES",
+        "SYNDROME",
+    ])];
+    rows.extend(found.functions.iter().map(|row| {
+        vec![
+            row.function.to_string(),
+            row.node.clone(),
+            row.pid.map(|pid| pid.to_string()).unwrap_or_default(),
+            row.state.clone(),
+            if row.is_parked { "by kick" } else { "yes" }.into(),
+            row.generation.to_string(),
+            row.qps.to_string(),
+            row.cqs.to_string(),
+            row.mrs.to_string(),
+            row.windows.to_string(),
+            row.listeners.to_string(),
+            row.waiting_events.to_string(),
+            row.wqes.to_string(),
+            row.tx_bytes.to_string(),
+            row.syndrome.clone().unwrap_or_default(),
+        ]
+    }));
+    rows
+}
+
+fn qps(found: &Inspection) -> Vec<Vec<String>> {
+    let queue = |row: &WorkQueueRow| format!("{}/{} of {}", row.consumer, row.producer, row.depth);
+    let mut rows = vec![words([
+        "FUNCTION",
+        "NODE",
+        "QPN",
+        "STATE",
+        "PEER",
+        "PD",
+        "CQ S/R",
+        "SQ",
+        "RQ",
+        "WAITS FOR",
+        "HOLDERS",
+        "ERRORS",
+        "LAST ERROR",
+    ])];
+    rows.extend(found.qps.iter().map(|row| {
+        let last = row.last_error.as_ref();
+        vec![
+            row.function.to_string(),
+            row.node.clone(),
+            format!("{:#x}", row.qpn),
+            if row.is_orphan {
+                format!("{} orphan", row.state)
+            } else {
+                row.state.clone()
+            },
+            format!("{}:{:#x}", row.peer_function, row.peer_qpn),
+            format!("{:#x}", row.pdn),
+            format!("{:#x}/{:#x}", row.send_cqn, row.recv_cqn),
+            queue(&row.sq),
+            queue(&row.rq),
+            row.waits_for.clone().unwrap_or_default(),
+            row.holders.to_string(),
+            last.map_or(0, |error| error.count).to_string(),
+            last.map(|error| {
+                let status = error.status.as_deref().unwrap_or("QP_FATAL");
+                format!("{status} {} wr_id {:#x}", error.syndrome, error.wr_id)
+            })
+            .unwrap_or_default(),
+        ]
+    }));
+    rows
+}
+
+fn cqs(found: &Inspection) -> Vec<Vec<String>> {
+    let mut rows = vec![words([
+        "FUNCTION", "CQN", "DEPTH", "PRODUCER", "CONSUMER", "ARMED", "USERS", "SLOT", "RING",
+        "STATE",
+    ])];
+    rows.extend(found.cqs.iter().map(|row| {
+        vec![
+            row.function.to_string(),
+            format!("{:#x}", row.cqn),
+            row.depth.to_string(),
+            row.producer.to_string(),
+            row.consumer.to_string(),
+            format!("{:#x}", row.armed),
+            row.users.to_string(),
+            row.slot.to_string(),
+            format!("{:#x}", row.ring),
+            if row.is_broken { "broken" } else { "ok" }.into(),
+        ]
+    }));
+    rows
+}
+
+fn mrs(found: &Inspection) -> Vec<Vec<String>> {
+    let mut rows = vec![words([
+        "FUNCTION", "KEY", "IOVA", "LEN", "PD", "OWNER", "MEMORY", "ACCESS",
+    ])];
+    rows.extend(found.mrs.iter().map(|row| {
+        vec![
+            row.function.to_string(),
+            format!("{:#010x}", row.key),
+            format!("{:#x}", row.iova),
+            row.len.to_string(),
+            format!("{:#x}", row.pdn),
+            format!("{:#x}", row.owner_qpn),
+            if row.has_memory { "yes" } else { "gone" }.into(),
+            row.access.clone(),
+        ]
+    }));
+    rows
+}
+
+fn windows(found: &Inspection) -> Vec<Vec<String>> {
+    let mut rows = vec![words([
+        "FUNCTION", "IOVA", "LEN", "OFFSET", "WRITE", "MEMORY",
+    ])];
+    rows.extend(found.windows.iter().map(|row| {
+        vec![
+            row.function.to_string(),
+            format!("{:#x}", row.iova),
+            row.len.to_string(),
+            format!("{:#x}", row.offset),
+            if row.write { "yes" } else { "no" }.into(),
+            if row.has_memory { "yes" } else { "none" }.into(),
+        ]
+    }));
+    rows
+}
+
+fn doorbells(found: &Inspection) -> Vec<Vec<String>> {
+    let mut rows = vec![words([
+        "FUNCTION", "SLOT", "QPN", "ALSO", "SQ", "RQ", "CONSUMER", "ARMED", "ARMED AT", "DIRTY",
+    ])];
+    rows.extend(found.doorbells.iter().map(|row| {
+        vec![
+            row.function.to_string(),
+            row.slot.to_string(),
+            format!("{:#x}", row.qpn),
+            row.completions.clone().unwrap_or_default(),
+            row.sq_producer.to_string(),
+            row.rq_producer.to_string(),
+            row.cq_consumer.to_string(),
+            format!("{:#x}", row.arm_vectors),
+            row.arm_sequence.to_string(),
+            if row.is_dirty { "yes" } else { "" }.into(),
+        ]
+    }));
+    rows
+}
+
+fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
+    words.map(str::to_owned).into()
+}
+
+/// Rows in columns as wide as they need to be; the first row is the titles.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::from("  ");
+        for (cell, &width) in row.iter().zip(&widths) {
+            let _ = write!(line, "{cell:<width$}  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Inspected, inspection};
+    use crate::device::{Device, DeviceOptions, Topic};
+
+    #[test]
+    fn an_empty_device_has_titles_and_no_rows() {
+        let answer = Inspected {
+            schema: 1,
+            cluster: "lab".into(),
+            emulator_pid: 7,
+            inspection: Device::new(DeviceOptions::default()).inspect(&[]),
+        };
+        let text = inspection(&answer, None);
+        for part in [
+            "lab, emulator process 7: running",
+            "QPN",
+            "findings: none (the validation layer is off",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        let text = inspection(&answer, Some(Topic::Mrs));
+        assert!(
+            text.contains("memory regions:") && !text.contains("QPN"),
+            "{text}"
+        );
+    }
+}
