@@ -18,14 +18,15 @@ mod attributes;
 mod bytes;
 mod requester;
 mod responder;
+mod window;
 mod wire;
 
 pub(crate) use attributes::{PSN_MASK, Transport, rnr_wait_ns};
 
 pub(crate) use requester::backoff_ns;
 
-use requester::Requester;
 use responder::Responder;
+use window::Requester;
 use wire::Header;
 
 use super::Device;
