@@ -248,8 +248,11 @@ fn version(payload: &[u8]) -> Result<Minor, Errno> {
         return Err(Errno::EPROTONOSUPPORT);
     }
     if !data.is_empty() {
-        // What a compiler puts behind the NUL to fill a structure up is not part of the text.
         let text = CStr::from_bytes_until_nul(data).map_err(|_| Errno::EINVAL)?;
+        // Zeros behind it are what a compiler fills a structure up with.
+        if data[text.count_bytes()..].iter().any(|&byte| byte != 0) {
+            return Err(Errno::EINVAL);
+        }
         let data: serde_json::Map<String, serde_json::Value> =
             serde_json::from_slice(text.to_bytes()).map_err(|_| Errno::EINVAL)?;
         if data.get("capabilities").is_some_and(|c| !c.is_object()) {

@@ -47,12 +47,18 @@ fn version_needs_a_nul_and_json() {
         &b""[..],
         b"{}\0",
         // What fills a structure up.
-        b"{}\0 \0",
+        b"{}\0\0\0",
         b"{\"capabilities\":{\"max_msg_fds\":8,\"other\":[1]},\"more\":1}\0",
     ] {
         assert_eq!(with(good), Ok(1));
     }
-    for bad in [&b"{}"[..], b"\0", b"[]\0 ", b"{\"capabilities\":7}\0"] {
+    for bad in [
+        &b"{}"[..],
+        b"\0",
+        b"{}\0 \0",
+        b"[]\0",
+        b"{\"capabilities\":7}\0",
+    ] {
         assert_eq!(with(bad), Err(Errno::EINVAL));
     }
     assert_eq!(
