@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::fmt::Write;
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -111,6 +112,6 @@ pub(crate) fn run() -> Result<String, Box<dyn Error>> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    print!("{}", run()?);
+    std::io::stdout().write_all(run()?.as_bytes())?;
     Ok(())
 }
