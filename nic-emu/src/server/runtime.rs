@@ -237,6 +237,10 @@ impl Engine {
             if shared.waiting.load(Ordering::Relaxed) != 0 {
                 self.run_calls(shared);
                 idle_since = None;
+                if self.stop {
+                    // Not one more round: it may park, and nobody would wake it.
+                    break;
+                }
             }
             let pumped = self.device.pump();
             let now = Instant::now();
@@ -317,6 +321,27 @@ pub(crate) fn duplicate(
 mod tests {
     use super::*;
     use crate::device::DeviceOptions;
+
+    #[test]
+    fn an_engine_in_a_crowd_ends_when_told_to() {
+        let is_over = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                // A crowd: who yields to it waits for a slice. Relaxed: one word.
+                scope.spawn(|| while is_over.load(Ordering::Relaxed) == 0 {});
+            }
+            for _ in 0..20 {
+                let engine = EngineThread::start(Device::new(DeviceOptions::default())).unwrap();
+                // Long enough to meet the crowd, and to park because of it.
+                for _ in 0..3 {
+                    std::thread::sleep(Duration::from_millis(2));
+                    engine.handle().call(|device| device.now_ns()).unwrap();
+                }
+                drop(engine);
+            }
+            is_over.store(1, Ordering::Relaxed);
+        });
+    }
 
     #[test]
     fn calls_run_in_order_on_one_thread_and_answer() {
