@@ -137,7 +137,8 @@ def sound():
 def versions(path):
     for payload, error in [
         (HELLO, 0),
-        (HELLO + b"\xaa\xbb", 0),
+        (HELLO + b"\0\0", 0),
+        (HELLO + b"\xaa\xbb", EINVAL),
         (struct.pack("<HH", 0, 1), 0),
         (struct.pack("<HH", 0, 77) + b"{}\0", 0),
         (struct.pack("<HH", 1, 0), errno.EPROTONOSUPPORT),
