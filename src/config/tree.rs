@@ -1,6 +1,6 @@
 //! A configuration file as a tree of values that know where they stand.
 //!
-//! Place: [`parse`] reads TOML or JSON text; `config` walks the tree and checks it.
+//! Place: [`parse_toml`] or [`parse_json`] reads the text; `config` walks the tree and checks it.
 //! Invariants: keys keep the order of the file; lines count from 1. JSON carries no lines past the parser, so its values have none and
 //! messages name the path of the key instead.
 //! Source: toml.io, RFC 8259. Leaves out: numbers and dates, which no key has.

@@ -177,7 +177,7 @@ fn writes_to_an_orphan_change_nothing_and_bad_reads_fail_the_reader_only() {
     let (mut pair, region) = with_bytes();
     pair.device.detach(pair.a.function);
     pump(&mut pair.device);
-    let write = Send::inline(Opcode::RDMA_WRITE, 1, b"XXXXX").remote(region.iova, region.key);
+    let write = Send::inline(Opcode::RDMA_WRITE, 1, b"other").remote(region.iova, region.key);
     pair.b.send(&mut pair.device, &mut pair.qb, &write);
     assert_eq!(pair.b.poll(&mut pair.qb).unwrap().status, WcStatus::SUCCESS);
     assert_eq!(
