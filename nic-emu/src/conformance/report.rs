@@ -175,6 +175,14 @@ const RXE: &[(&str, &str)] = &[
         "LoopbackRcQpTest.FetchAddSplitSgl",
     ),
     (
+        "zero-length.write.unknown-key-refused",
+        "BufferTest.ZeroByteWriteInvalidRKey",
+    ),
+    (
+        "zero-length.read.unknown-key-refused",
+        "BufferTest.ZeroByteReadInvalidRKey",
+    ),
+    (
         "doorbell.sq.past-depth-is-an-error",
         "QpTest.OverflowSendWr",
     ),

@@ -3,6 +3,7 @@
 //! Place: every SGE of every WQE passes [`Regions::local`] or [`Regions::remote`] before a byte moves.
 //! Invariants: an entry's memory is in one window of the same function; when the window goes, the entry stays but has no memory.
 //! A key of another function is looked up here like any other number and misses (or names what this function itself registered).
+//! Operations of no bytes have no range, but a key that they name is checked by `local_key` and `remote_key`.
 //! Hot: `local`, `remote`: one indexed load, one tag compare, then the checks in the order of the syndromes.
 //! Source: `ibv_reg_mr`; owner QPN is ours. Leaves out: zero-based regions; windows have `mw`.
 
@@ -98,6 +99,36 @@ impl Regions {
         }
         let memory = mr.memory.ok_or_else(|| mr.without_memory())?;
         Ok(memory.at(within))
+    }
+
+    /// Checks the key of a local SGE of no bytes: as [`Regions::local`], whatever its address. Key 0 names nothing.
+    // DEVIATION: verbs leaves this key alone, and IBA has the responder leave the R_Key of an RDMA request of no bytes alone (C9-88).
+    #[cold]
+    pub(crate) fn local_key(&self, lkey: u32, pdn: u32, write: bool) -> Result<(), Syndrome> {
+        if lkey == 0 {
+            return Ok(());
+        }
+        let addr = self.table.find(lkey).map_or(0, |mr| mr.iova);
+        let sge = Sge { addr, len: 0, lkey };
+        self.local(sge, pdn, write).map(drop)
+    }
+
+    /// Checks the key of a remote operation of no bytes: as [`Regions::remote`], whatever its address. Key 0 names nothing.
+    // Stricter than IBA, as above.
+    #[cold]
+    pub(crate) fn remote_key(
+        &self,
+        rkey: u32,
+        pdn: u32,
+        qpn: u32,
+        need: Access,
+    ) -> Result<(), Syndrome> {
+        if rkey == 0 {
+            return Ok(());
+        }
+        let of_region = self.table.find(rkey).map(|mr| mr.iova);
+        let addr = of_region.or_else(|| self.window_start(rkey)).unwrap_or(0);
+        self.remote(rkey, addr, 0, pdn, qpn, need).map(drop)
     }
 
     /// Drops every region and memory window.

@@ -92,6 +92,11 @@ impl Regions {
         Ok(memory.at(addr - region.iova))
     }
 
+    /// Where a bound window begins.
+    pub(crate) fn window_start(&self, key: u32) -> Option<u64> {
+        Some(self.window(key)?.bound?.iova)
+    }
+
     fn window(&self, key: u32) -> Option<&Mw> {
         (key & MW_KEY != 0).then(|| self.windows.find(key & !MW_KEY))?
     }

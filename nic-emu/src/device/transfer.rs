@@ -314,8 +314,11 @@ impl Device {
         let checked = if !peer_qp.access.contains(need) {
             Err((WcStatus::REM_INV_REQ_ERR, Syndrome::QP_NO_ACCESS))
         } else if work.total() == 0 {
-            // Nothing is touched, so no key is needed. Source: IBA vol. 1, zero-length RDMA.
-            return Ok(0);
+            let (pdn, rkey) = (peer_qp.pdn, work.rkey());
+            match other.regions.remote_key(rkey, pdn, peer.qpn, need) {
+                Ok(()) => return Ok(0),
+                Err(syndrome) => Err((WcStatus::REM_ACCESS_ERR, syndrome)),
+            }
         } else {
             other
                 .regions
@@ -451,7 +454,7 @@ fn gone() -> Step {
 /// The memory of a gather list, when that is one straight piece.
 pub(crate) type Straight = Option<*mut u8>;
 
-/// Checks the SGEs of a list that a message of `total` bytes reaches; empty ones need no key.
+/// Checks the SGEs of a list that a message of `total` bytes reaches.
 #[inline]
 pub(crate) fn check_sges(
     regions: &Regions,
@@ -460,20 +463,36 @@ pub(crate) fn check_sges(
     total: u32,
     write: bool,
 ) -> Result<Straight, Syndrome> {
-    if let [sge] = sges {
-        return if total == 0 {
-            Ok(None)
-        } else {
-            regions.local(*sge, pdn, write).map(Some)
-        };
+    match sges {
+        [sge] if total != 0 => regions.local(*sge, pdn, write).map(Some),
+        [] => Ok(None),
+        _ => check_list(regions, pdn, sges, total, write),
     }
+}
+
+/// As [`check_sges`]: SGEs up to the one that the message ends in; of one without bytes only the key counts.
+#[inline(never)]
+fn check_list(
+    regions: &Regions,
+    pdn: u32,
+    sges: &[Sge],
+    total: u32,
+    write: bool,
+) -> Result<Straight, Syndrome> {
     let mut left = u64::from(total);
-    for sge in sges.iter().filter(|sge| sge.len != 0) {
+    for sge in sges {
+        if sge.len == 0 {
+            regions.local_key(sge.lkey, pdn, write)?;
+            continue;
+        }
         if left == 0 {
             break;
         }
         regions.local(*sge, pdn, write)?;
-        left = left.saturating_sub(u64::from(sge.len));
+        let Some(rest) = left.checked_sub(sge.len.into()) else {
+            break;
+        };
+        left = rest;
     }
     Ok(None)
 }

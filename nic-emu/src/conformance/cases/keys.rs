@@ -17,7 +17,6 @@ use super::super::{Case, Outcome, case, same};
 const LOCAL: &str = "IBTA 10.6.3.1, 11.6.2; ibv_reg_mr(3)";
 const REMOTE: &str = "IBTA 9.7.4.1.5, 10.6.3.2; ibv_reg_mr(3)";
 const PD: &str = "IBTA 10.2.3; ibv_alloc_pd(3)";
-const ZERO: &str = "IBTA 9.7.4.1.5 (zero-length requests); docs/device.md, Memory";
 const PROT: WcStatus = WcStatus::LOC_PROT_ERR;
 
 /// A SEND from an SGE that may not be used.
@@ -58,15 +57,6 @@ fn refused_at(pair: &mut Pair, opcode: Opcode, syndrome: Syndrome, place: (u64, 
         pair.a.memory.read(pair.out.iova, 64)?,
         vec![1; 64],
     )
-}
-
-/// An RDMA operation of no bytes with a key that does not exist.
-fn zero_length(rig: &mut Rig<'_>, opcode: Opcode) -> Outcome {
-    let mut pair = rig.pair()?;
-    let wr = SendWr::new(opcode, 1, &[]).remote((pair.into.iova, pair.into.key ^ 1));
-    pair.post(&wr);
-    pair.a_done(1)?;
-    pair.b.expect_state(pair.qb.qpn, QpState::RTS)
 }
 
 /// A region of b in another PD than its QP.
@@ -469,15 +459,13 @@ pub(super) const CASES: &[Case] = &[
         },
     ),
     case(
-        "key.rkey.zero-length-write-unchecked",
-        "A WRITE of no bytes does not look at its key",
-        ZERO,
-        |rig| zero_length(rig, W),
-    ),
-    case(
-        "key.rkey.zero-length-read-unchecked",
-        "A READ of no bytes does not look at its key",
-        ZERO,
-        |rig| zero_length(rig, R),
+        "key.rkey.zero",
+        "Key 0 is no key: a WRITE of bytes by it fails",
+        REMOTE,
+        |rig| {
+            remote(rig, W, Syndrome::RKEY_UNKNOWN, |pair| {
+                Ok((pair.into.iova, 0))
+            })
+        },
     ),
 ];

@@ -21,6 +21,7 @@ mod rnr;
 mod send;
 mod srq;
 mod wqe;
+mod zero_length;
 
 use super::Case;
 
@@ -37,6 +38,7 @@ pub(super) const ALL: &[&[Case]] = &[
     rdma::CASES,
     atomics::CASES,
     keys::CASES,
+    zero_length::CASES,
     rnr::CASES,
     srq::CASES,
     cq::CASES,

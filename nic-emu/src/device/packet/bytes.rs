@@ -105,11 +105,13 @@ impl Device {
         }
         let (total, key) = (request.total(), request.rkey());
         if total == 0 {
-            // Nothing is touched, so no key is needed. Source: IBA vol. 1, zero-length RDMA.
-            return Ok(Side::Flat {
-                memory: std::ptr::null_mut(),
-                len: 0,
-            });
+            return match function.regions.remote_key(key, qp.pdn, own.qpn, need) {
+                Ok(()) => Ok(Side::Flat {
+                    memory: std::ptr::null_mut(),
+                    len: 0,
+                }),
+                Err(syndrome) => Err((WcStatus::REM_ACCESS_ERR, syndrome)),
+            };
         }
         let memory = function
             .regions
