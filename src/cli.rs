@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use nic_emu::device::PauseOn;
-use nic_emu::server::Sandbox;
+use nic_emu::server::{Loopback, Sandbox};
 
 const OVERVIEW: &str = "Example, in two terminals:
   sanlab up
@@ -142,6 +142,7 @@ pub(crate) struct Ls {
 #[command(after_help = "Examples:
   sanlab run --node a -- redis-server --port 6379
   sanlab run --cluster lab2 --node b -- redis-cli -h a ping
+  sanlab run --node a --loopback san -- make check      localhost rides the SAN
 
 The program replaces `sanlab`: process id, signals, terminal and exit
 status are its own. Exit codes of `sanlab run` itself: 125 when it fails,
@@ -155,6 +156,9 @@ pub(crate) struct Run {
     /// The node to run on.
     #[arg(long, value_name = "NODE")]
     pub(crate) node: String,
+    /// Road of the program's connections to its own node, localhost included [default: the cluster's].
+    #[arg(long, value_enum, value_name = "tcp|san", hide_possible_values = true)]
+    pub(crate) loopback: Option<Loopback>,
     /// The program and its arguments.
     #[arg(
         required = true,

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use nic_emu::control::client;
 use nic_emu::control::{Note, Pong};
-use nic_emu::server::{self, ClusterConfig, Sandbox};
+use nic_emu::server::{self, ClusterConfig, Loopback, Sandbox};
 use ring_proto::telemetry::Reason;
 use serde_json::Value;
 
@@ -32,9 +32,14 @@ pub(crate) fn shutdown(directory: &Path) -> anyhow::Result<()> {
     Ok(client::shutdown(&paths::control_socket(directory))?)
 }
 
-/// Asks for a channel for a program on a node, and the configuration that goes with it as JSON.
-pub(crate) fn channel(directory: &Path, node: &str) -> anyhow::Result<(String, OwnedFd)> {
-    let (config, fd) = client::channel(&paths::control_socket(directory), node)?;
+/// Asks for a channel for a program on a node, and the configuration that goes with it as JSON. `loopback`: other than the cluster's.
+pub(crate) fn channel(
+    directory: &Path,
+    node: &str,
+    loopback: Option<Loopback>,
+) -> anyhow::Result<(String, OwnedFd)> {
+    let (mut config, fd) = client::channel(&paths::control_socket(directory), node)?;
+    config.loopback = loopback.unwrap_or(config.loopback);
     let config =
         serde_json::to_string(&config).context("cannot encode the node's configuration")?;
     Ok((config, fd))

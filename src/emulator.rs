@@ -304,6 +304,7 @@ pub(crate) fn serve(arguments: &cli::Emulator) -> Result<(), Failure> {
             wildcard_on_san: plan.wildcard_on_san,
             backlog_full: plan.backlog_full,
             san_connect_limit_ms: plan.san_connect_limit_ms,
+            loopback: plan.loopback,
             debug: DebugConfig {
                 validate: arguments.validate,
                 pause_on: arguments.pause_on,

@@ -15,7 +15,7 @@ use driver::spi::{FD_CONNECT, Link, MEM_READ, ServiceProvider, SpSocket, Verdict
 use driver::sys::{self, Seen};
 use driver::wsa::WsaError;
 use nic_emu::control::client;
-use nic_emu::server::{BacklogFull, ClusterConfig, NodeSpec, Server};
+use nic_emu::server::{BacklogFull, ClusterConfig, Loopback, NodeSpec, Server};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
@@ -112,6 +112,7 @@ impl Emulator {
             wildcard_on_san: true,
             backlog_full: BacklogFull::Hold,
             san_connect_limit_ms: None,
+            loopback: Loopback::Tcp,
             debug: nic_emu::server::DebugConfig::default(),
         };
         let ready = Baton::new();

@@ -17,6 +17,7 @@
 //! ```
 
 use core::mem::size_of;
+use core::net::Ipv4Addr;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -91,9 +92,25 @@ pub const ENV_NODE: &str = "SANLAB_NODE";
 /// Environment variable with the node's first address, empty when it has none.
 pub const ENV_ADDR: &str = "SANLAB_ADDR";
 
+/// Second octet of node addresses in loopback mode: node k of subnet C is 127.77.C.k.
+pub const NODE_OCTET: u8 = 77;
+
+/// What stands for 127.0.0.1 and for `::1` of a node with this address in loopback mode, where all nodes share one host: 127.78.C.k and
+/// 127.79.C.k. They exist for that node alone, in its kernel sockets and at its NIC. `None` for an address outside of 127.77.0.0/16.
+#[must_use]
+pub const fn loopback_aliases(node: Ipv4Addr) -> Option<[Ipv4Addr; 2]> {
+    match node.octets() {
+        [127, NODE_OCTET, c, k] => Some([
+            Ipv4Addr::new(127, NODE_OCTET + 1, c, k),
+            Ipv4Addr::new(127, NODE_OCTET + 2, c, k),
+        ]),
+        _ => None,
+    }
+}
+
 /// Keys of the JSON object in [`ENV_CONFIG`], written by `sanlab run` and read by the switch. Documented in docs/session.md.
 ///
 /// `{"cluster":"default","node":"a","node_id":0,"addresses":["127.77.0.1/24"],"subnet":0,"wildcard_on_san":true,
-/// "providers":[{"id":"…","name":"sanlab","enabled":true}]}`; `subnet` is C of 127.77.C.0/24 or null.
+/// "loopback":"tcp","providers":[{"id":"…","name":"sanlab","enabled":true}]}`; `subnet` is C of 127.77.C.0/24 or null.
 #[derive(Debug)]
 pub struct NodeConfig;

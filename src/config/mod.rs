@@ -12,7 +12,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use nic_emu::server::{BacklogFull, NodeAddress, NodeSpec};
+use nic_emu::server::{BacklogFull, Loopback, NodeAddress, NodeSpec};
 use serde::{Deserialize, Serialize};
 
 use tree::{Entry, Node, Value};
@@ -33,6 +33,8 @@ pub(crate) struct ClusterPlan {
     pub(crate) backlog_full: BacklogFull,
     /// Time a connect gets on the SAN before TCP is tried; the switch's own when absent.
     pub(crate) san_connect_limit_ms: Option<u64>,
+    /// Road of a node's connections to itself.
+    pub(crate) loopback: Loopback,
     /// The nodes, in the file's order.
     pub(crate) nodes: Vec<NodePlan>,
 }
@@ -81,6 +83,7 @@ impl ClusterPlan {
             wildcard_on_san: true,
             backlog_full: BacklogFull::Hold,
             san_connect_limit_ms: None,
+            loopback: Loopback::Tcp,
             nodes: ["a", "b", "c"].map(node).into(),
         }
     }
@@ -166,9 +169,10 @@ impl ClusterPlan {
     /// The configuration as a cluster file.
     pub(crate) fn to_toml(&self, name: &str) -> String {
         let mut text = format!(
-            "[cluster]\nname = \"{name}\"\nwildcard_on_san = {}\nbacklog_full = \"{}\"\nloopback = \"tcp\"\n",
+            "[cluster]\nname = \"{name}\"\nwildcard_on_san = {}\nbacklog_full = \"{}\"\nloopback = \"{}\"\n",
             self.wildcard_on_san,
-            backlog_name(self.backlog_full)
+            backlog_name(self.backlog_full),
+            loopback_name(self.loopback)
         );
         if let Some(limit_ms) = self.san_connect_limit_ms {
             text.push_str(&format!("san_connect_limit = \"{limit_ms} ms\"\n"));
@@ -201,6 +205,14 @@ const fn backlog_name(backlog_full: BacklogFull) -> &'static str {
     match backlog_full {
         BacklogFull::Hold => "hold",
         BacklogFull::Refuse => "refuse",
+    }
+}
+
+/// The word for it in a cluster file.
+const fn loopback_name(loopback: Loopback) -> &'static str {
+    match loopback {
+        Loopback::Tcp => "tcp",
+        Loopback::San => "san",
     }
 }
 
@@ -316,12 +328,10 @@ fn read_cluster(node: &Node, plan: &mut ClusterPlan) -> Result<bool, Fault> {
                 plan.san_connect_limit_ms = Some(duration_ms(entry, "cluster.san_connect_limit")?);
             }
             "loopback" => {
-                if choice(entry, "cluster.loopback", &["tcp", "san"])? == "san" {
-                    return fault(
-                        entry.node.line.or(entry.line),
-                        "cluster.loopback: \"san\" is not built yet; the only value that works is \"tcp\"".to_owned(),
-                    );
-                }
+                plan.loopback = match choice(entry, "cluster.loopback", &["tcp", "san"])? {
+                    "san" => Loopback::San,
+                    _ => Loopback::Tcp,
+                };
             }
             _ => {
                 return unknown(

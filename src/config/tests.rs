@@ -9,7 +9,7 @@ fn parse(text: &str) -> Result<ClusterPlan, ConfigError> {
 #[test]
 fn a_whole_file_is_read() {
     let plan = parse(
-        "[cluster]\nname = \"lab\"\nip_autoconf = false\nwildcard_on_san = false\nbacklog_full = \"refuse\"\nsan_connect_limit = \"3 s\"\nloopback = \"tcp\"\n\
+        "[cluster]\nname = \"lab\"\nip_autoconf = false\nwildcard_on_san = false\nbacklog_full = \"refuse\"\nsan_connect_limit = \"3 s\"\nloopback = \"san\"\n\
          [[node]]\nname = \"a\"\naddresses = [\"127.77.5.1/24\", \"127.77.5.2\"]\n[[node]]\nname = \"b\"\nip_autoconf = true\n",
     )
     .unwrap();
@@ -17,6 +17,7 @@ fn a_whole_file_is_read() {
     assert!(!plan.wildcard_on_san);
     assert_eq!(plan.backlog_full, BacklogFull::Refuse);
     assert_eq!(plan.san_connect_limit_ms, Some(3_000));
+    assert_eq!(plan.loopback, Loopback::San);
     assert_eq!(plan.nodes[0].addresses[1].to_string(), "127.77.5.2/24");
     assert!(!plan.nodes[0].ip_autoconf);
     assert!(plan.nodes[1].ip_autoconf);
@@ -25,7 +26,7 @@ fn a_whole_file_is_read() {
 
 #[test]
 fn printed_configuration_is_a_file_of_the_same_meaning() {
-    let text = "[cluster]\nbacklog_full = \"refuse\"\nsan_connect_limit = \"2min\"\n[[node]]\nname = \"a\"\naddresses = [\"127.77.5.1/24\"]\n[[node]]\nname = \"b\"\nip_autoconf = false\n";
+    let text = "[cluster]\nbacklog_full = \"refuse\"\nsan_connect_limit = \"2min\"\nloopback = \"san\"\n[[node]]\nname = \"a\"\naddresses = [\"127.77.5.1/24\"]\n[[node]]\nname = \"b\"\nip_autoconf = false\n";
     let plan = parse(text).unwrap();
     let mut again = parse(&plan.to_toml("x")).unwrap();
     assert_eq!(again.name.take().as_deref(), Some("x"));
@@ -86,9 +87,9 @@ fn mistakes_name_file_line_key_and_what_is_allowed() {
         ),
         ("[cluster]\nsan_connect_limit = 10\n", 2, &["an integer"]),
         (
-            "[cluster]\nloopback = \"san\"\n",
+            "[cluster]\nloopback = \"lan\"\n",
             2,
-            &["cluster.loopback", "not built yet", "\"tcp\""],
+            &["cluster.loopback", "\"tcp\" or \"san\""],
         ),
         ("[cluster]\nname = \"a b\"\n", 2, &["cluster.name", "`a b`"]),
         ("[[node]]\naddresses = []\n", 1, &["node[0]", "no `name`"]),

@@ -63,8 +63,8 @@ pub(crate) fn run(arguments: &cli::Run) -> Result<(), Failure> {
         .env(channel::ENV_ADDR, address);
     match elf::obstacle(&program, &library) {
         None => {
-            let (config, fd) =
-                control::channel(&cluster.directory, &node.name).map_err(launcher)?;
+            let (config, fd) = control::channel(&cluster.directory, &node.name, arguments.loopback)
+                .map_err(launcher)?;
             let number = settle(fd).map_err(launcher)?;
             let preload = preload_list(&library, std::env::var_os("LD_PRELOAD"));
             command

@@ -13,7 +13,6 @@ use driver::wsa::WsaError;
 use ring_proto::sync::Ordering;
 
 use crate::connect::session_options;
-use crate::determine::shown;
 use crate::event::EventFd;
 use crate::gate;
 use crate::listen::{ListenCompanion, Listening};
@@ -162,8 +161,8 @@ impl Switch {
                 .set_option(fd, option.level, option.name, &option.value)
                 .ok();
         }
-        let local = shown(domain, taken.local);
-        let peer = shown(domain, taken.peer);
+        let local = self.config.shown(domain, taken.local);
+        let peer = self.config.shown(domain, taken.peer);
         let state = SocketState {
             options: options.inherit(),
             local: Some(local),
@@ -249,7 +248,8 @@ impl Switch {
             for c in listening.companions().iter_mut() {
                 if !c.is_dead && c.epoch == epoch {
                     let look = was_deferred;
-                    is_deferred |= self.take_requests(c, listening, &options, look, &mut step);
+                    is_deferred |=
+                        self.take_requests(c, socket, listening, &options, look, &mut step);
                 }
             }
             if is_deferred != was_deferred {
@@ -286,6 +286,7 @@ impl Switch {
     fn take_requests(
         &self,
         c: &mut ListenCompanion,
+        socket: &SwitchSocket,
         listening: &Listening,
         options: &OptionStore,
         look: bool,
@@ -314,7 +315,7 @@ impl Switch {
             return false;
         }
         for _ in 0..STEP_LIMIT {
-            match self.accept_request(&provider, c.companion.socket, listening) {
+            match self.accept_request(&provider, c.companion.socket, socket.domain(), listening) {
                 Ok(accepted) => {
                     step.progressed = true;
                     self.start_passive(&provider, accepted, listening, options);
@@ -378,10 +379,15 @@ impl Switch {
         &self,
         provider: &ProviderRef,
         listener: SpSocket,
+        domain: i32,
         listening: &Listening,
     ) -> Result<spi::Accepted, WsaError> {
-        let mut condition = |_: &ConnectionRequest| {
-            if listening.queue().lock().has_room() {
+        // an IPv4 listener is none at `::1`, and its wildcard does not cover it.
+        let not_for_v4 = self.config.aliases().filter(|_| domain == libc::AF_INET);
+        let mut condition = |request: &ConnectionRequest| {
+            if not_for_v4.is_some_and(|aliases| *request.callee.ip() == aliases.localhost_v6) {
+                Verdict::Reject
+            } else if listening.queue().lock().has_room() {
                 Verdict::Accept
             } else {
                 Verdict::Defer

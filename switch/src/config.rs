@@ -5,9 +5,10 @@
 //! Source: with OP-1 (prefix lengths come from here, the providers know none), R-33.
 
 use core::fmt;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use core::str::FromStr;
 
+use ring_proto::channel::loopback_aliases;
 use serde::{Deserialize, Deserializer};
 
 /// A node as one of its programs sees it.
@@ -31,12 +32,54 @@ pub struct NodeConfig {
     /// Time a provider gets to connect, in milliseconds, before TCP is tried.
     #[serde(default = "default_connect_limit_ms")]
     pub san_connect_limit_ms: u64,
+    /// Road of the node's connections to itself.
+    #[serde(default)]
+    pub loopback: Loopback,
     /// All nodes of the cluster.
     #[serde(default)]
     pub nodes: Vec<NodeEntry>,
     /// The switch's list of SAN providers, in order of preference (R-12, OP-2).
     #[serde(default)]
     pub providers: Vec<ProviderEntry>,
+}
+
+/// Road of a node's connections to itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loopback {
+    /// Kernel TCP.
+    #[default]
+    Tcp,
+    /// The node's NIC, which then owns aliases of 127.0.0.1 and `::1` that exist for this node alone.
+    San,
+}
+
+/// How the SAN calls the node's loopback addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Aliases {
+    /// 127.0.0.1.
+    pub localhost: Ipv4Addr,
+    /// `::1`: providers speak IPv4.
+    pub localhost_v6: Ipv4Addr,
+}
+
+impl Aliases {
+    /// The SAN's name of a loopback address that a program knows; of others their IPv4 form, if they have one.
+    #[must_use]
+    pub fn wire(&self, ip: IpAddr) -> Option<Ipv4Addr> {
+        match ip {
+            IpAddr::V6(Ipv6Addr::LOCALHOST) => Some(self.localhost_v6),
+            IpAddr::V6(v6) => v6.to_ipv4_mapped().map(|v4| self.wire_v4(v4)),
+            IpAddr::V4(v4) => Some(self.wire_v4(v4)),
+        }
+    }
+
+    fn wire_v4(&self, ip: Ipv4Addr) -> Ipv4Addr {
+        match ip {
+            Ipv4Addr::LOCALHOST => self.localhost,
+            ip => ip,
+        }
+    }
 }
 
 /// A node of the cluster.
@@ -83,6 +126,38 @@ impl NodeConfig {
     #[must_use]
     pub fn is_own(&self, address: Ipv4Addr) -> bool {
         self.addresses.iter().any(|a| a.address == address)
+    }
+
+    /// Aliases of the loopback addresses, where they ride the SAN.
+    #[must_use]
+    pub fn aliases(&self) -> Option<Aliases> {
+        if self.loopback != Loopback::San {
+            return None;
+        }
+        let [localhost, localhost_v6] = loopback_aliases(self.addresses.first()?.address)?;
+        Some(Aliases {
+            localhost,
+            localhost_v6,
+        })
+    }
+
+    /// What a socket of `domain` shows of an address on the SAN.
+    #[must_use]
+    pub fn shown(&self, domain: i32, address: SocketAddrV4) -> SocketAddr {
+        let (mut ip, port) = (*address.ip(), address.port());
+        if let Some(aliases) = self.aliases() {
+            if ip == aliases.localhost_v6 && domain == libc::AF_INET6 {
+                return (Ipv6Addr::LOCALHOST, port).into();
+            }
+            if ip == aliases.localhost || ip == aliases.localhost_v6 {
+                ip = Ipv4Addr::LOCALHOST;
+            }
+        }
+        if domain == libc::AF_INET6 {
+            SocketAddrV6::new(ip.to_ipv6_mapped(), port, 0, 0).into()
+        } else {
+            (ip, port).into()
+        }
     }
 
     /// Time a provider gets to connect.

@@ -22,7 +22,7 @@ use ring_proto::telemetry::Reason;
 
 use crate::accept::NEGOTIATION_LIMIT_NS;
 use crate::companion;
-use crate::determine::{self, ConnectRoad, inner_v4, is_wildcard, shown};
+use crate::determine::{self, ConnectRoad, inner_v4, is_wildcard};
 use crate::gate;
 use crate::options::{self, OptionStore};
 use crate::outcome::{Errno, WaitPlan};
@@ -276,10 +276,11 @@ impl Switch {
             }
             return Err(Reason::SpEventSelect);
         }
-        let bound = shown(socket.domain(), local);
+        let bound = self.config.shown(socket.domain(), local);
         state.bound = Some(bound);
         state.local = Some(bound);
-        state.peer = Some(destination);
+        // 0.0.0.0 has become 127.0.0.1, as in the kernel.
+        state.peer = Some(self.config.shown(socket.domain(), target));
         state.reason = None;
         state.is_reported = false;
         Ok(Attempt {
@@ -303,13 +304,17 @@ impl Switch {
         named: Option<SocketAddr>,
         nic: Ipv4Addr,
     ) -> Result<SocketAddrV4, Reason> {
-        let specific = named
-            .filter(|n| !is_wildcard(n.ip()))
-            .and_then(|n| inner_v4(n.ip()));
+        let specific =
+            named
+                .filter(|n| !is_wildcard(n.ip()))
+                .and_then(|n| match self.config.aliases() {
+                    Some(aliases) => aliases.wire(n.ip()),
+                    None => inner_v4(n.ip()),
+                });
         let ip = specific.unwrap_or(nic);
         let mut port = named.map_or(0, |n| n.port());
         if port == 0 {
-            let wanted = shown(socket.domain(), SocketAddrV4::new(ip, 0));
+            let wanted = self.config.shown(socket.domain(), SocketAddrV4::new(ip, 0));
             let fd = socket.fd();
             let bound = self
                 .tcp

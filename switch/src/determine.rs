@@ -4,11 +4,11 @@
 //! address and the stored options alone. Invariants: pure, no call to any provider; every refusal has a [`Reason`].
 //! Source, OP-8, OP-10, OP-21.
 
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use ring_proto::telemetry::Reason;
 
-use crate::config::NodeConfig;
+use crate::config::{Aliases, NodeConfig};
 use crate::options::OptionStore;
 use crate::provider_table::{ProviderRef, ProviderTable};
 
@@ -53,19 +53,22 @@ pub fn listen(
     if options.needs_tcp() {
         return ListenRoad::Tcp(Reason::Option);
     }
-    let ip = match local.ip() {
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) if !is_v6_only(options) => Ipv4Addr::UNSPECIFIED,
-        IpAddr::V6(Ipv6Addr::LOCALHOST) => return ListenRoad::Tcp(Reason::Loopback),
-        ip => match inner_v4(ip) {
+    let aliases = config.aliases();
+    if is_wildcard(local.ip()) && !config.wildcard_on_san {
+        return ListenRoad::Tcp(Reason::BindNotSan);
+    }
+    let ip = match (local.ip(), aliases) {
+        (IpAddr::V6(Ipv6Addr::UNSPECIFIED), _) if !is_v6_only(options) => Ipv4Addr::UNSPECIFIED,
+        // Only `::1` leads there.
+        (IpAddr::V6(Ipv6Addr::UNSPECIFIED), Some(aliases)) => aliases.localhost_v6,
+        (IpAddr::V6(Ipv6Addr::LOCALHOST), None) => return ListenRoad::Tcp(Reason::Loopback),
+        (ip, aliases) => match aliases.map_or_else(|| inner_v4(ip), |a| a.wire(ip)) {
             Some(ip) => ip,
             None => return ListenRoad::Tcp(Reason::BindNotSan),
         },
     };
     let local = SocketAddrV4::new(ip, local.port());
     let providers: Vec<ProviderRef> = if ip.is_unspecified() {
-        if !config.wildcard_on_san {
-            return ListenRoad::Tcp(Reason::BindNotSan);
-        }
         let has_nic = |p: &&ProviderRef| !p.addresses().is_empty();
         table.providers().iter().filter(has_nic).cloned().collect()
     } else {
@@ -75,7 +78,8 @@ pub fn listen(
     if !providers.is_empty() {
         return ListenRoad::San { providers, local };
     }
-    ListenRoad::Tcp(if ip.is_unspecified() || config.is_own(ip) {
+    let is_alias = aliases.is_some_and(|a| ip == a.localhost || ip == a.localhost_v6);
+    ListenRoad::Tcp(if ip.is_unspecified() || config.is_own(ip) || is_alias {
         absent(table)
     } else if ip.is_loopback() {
         Reason::Loopback
@@ -95,6 +99,11 @@ pub fn connect(
 ) -> ConnectRoad {
     if options.needs_tcp() {
         return ConnectRoad::Tcp(Reason::Option);
+    }
+    if let Some(aliases) = config.aliases()
+        && let Some(ip) = own_address(config, aliases, destination.ip())
+    {
+        return connect_to_self(table, aliases, bound, (ip, destination.port()), options);
     }
     let ip = match destination.ip() {
         IpAddr::V6(Ipv6Addr::LOCALHOST | Ipv6Addr::UNSPECIFIED) => {
@@ -139,22 +148,57 @@ pub fn connect(
     }
 }
 
+/// The node's own address that a destination means, as the SAN calls it; `None` for any other destination.
+fn own_address(config: &NodeConfig, aliases: Aliases, ip: IpAddr) -> Option<Ipv4Addr> {
+    match ip {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Some(aliases.localhost_v6),
+        ip if is_wildcard(ip) => Some(aliases.localhost),
+        ip => aliases.wire(ip).filter(|&ip| {
+            ip == aliases.localhost || ip == aliases.localhost_v6 || config.is_own(ip)
+        }),
+    }
+}
+
+/// The road of a node's connect to itself, under `loopback = "san"`. The source is the destination unless the program chose another,
+/// as the kernel has it.
+fn connect_to_self(
+    table: &ProviderTable,
+    aliases: Aliases,
+    bound: Option<SocketAddr>,
+    (ip, port): (Ipv4Addr, u16),
+    options: &OptionStore,
+) -> ConnectRoad {
+    if port == 0 {
+        return ConnectRoad::Tcp(Reason::Loopback);
+    }
+    let Some(provider) = table.providers().iter().find(|p| p.owns(ip)) else {
+        return ConnectRoad::Tcp(absent(table));
+    };
+    let is_v6 = ip == aliases.localhost_v6;
+    let fits = match bound {
+        Some(bound) if !is_wildcard(bound.ip()) => {
+            // No IPv4 address speaks to `::1`, nor the reverse.
+            let own = aliases.wire(bound.ip());
+            own.is_some_and(|own| provider.owns(own) && (own == aliases.localhost_v6) == is_v6)
+        }
+        _ => is_v6 || !is_v6_only(options),
+    };
+    if !fits {
+        return ConnectRoad::Tcp(Reason::BindNotSan);
+    }
+    ConnectRoad::San {
+        provider: provider.clone(),
+        nic: ip,
+        destination: SocketAddrV4::new(ip, port),
+    }
+}
+
 /// The IPv4 address inside an address: itself, or of a v4-mapped one.
 #[must_use]
 pub fn inner_v4(ip: IpAddr) -> Option<Ipv4Addr> {
     match ip {
         IpAddr::V4(ip) => Some(ip),
         IpAddr::V6(ip) => ip.to_ipv4_mapped(),
-    }
-}
-
-/// The form in which a socket of `domain` shows an IPv4 address.
-#[must_use]
-pub fn shown(domain: i32, address: SocketAddrV4) -> SocketAddr {
-    if domain == libc::AF_INET6 {
-        SocketAddrV6::new(address.ip().to_ipv6_mapped(), address.port(), 0, 0).into()
-    } else {
-        address.into()
     }
 }
 

@@ -15,14 +15,9 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
-use crate::sys;
+use ring_proto::channel::loopback_aliases;
 
-/// Second octet of node addresses.
-const NODES: u8 = 77;
-/// Second octet of the aliases of 127.0.0.1.
-const LOCALHOSTS: u8 = 78;
-/// Second octet of the aliases of `::1`.
-const LOCALHOSTS_V6: u8 = 79;
+use crate::sys;
 
 /// What matters of a socket when its addresses are placed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -83,6 +78,8 @@ impl Destinations {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Placement {
     own: Ipv4Addr,
+    /// What 127.0.0.1 and `::1` are in the kernel.
+    aliases: [Ipv4Addr; 2],
     prefix: u8,
     addresses: Vec<Ipv4Addr>,
     nodes: Vec<Vec<Ipv4Addr>>,
@@ -94,11 +91,10 @@ impl Placement {
     #[must_use]
     pub fn new(addresses: &[(Ipv4Addr, u8)], nodes: Vec<Vec<Ipv4Addr>>) -> Option<Self> {
         let &(own, prefix) = addresses.first()?;
-        let [127, NODES, _, _] = own.octets() else {
-            return None;
-        };
+        let aliases = loopback_aliases(own)?;
         Some(Self {
             own,
+            aliases,
             prefix,
             addresses: addresses.iter().map(|&(a, _)| a).collect(),
             nodes,
@@ -114,15 +110,13 @@ impl Placement {
     /// Alias of the node's 127.0.0.1.
     #[must_use]
     pub const fn localhost(&self) -> Ipv4Addr {
-        let [_, _, c, k] = self.own.octets();
-        Ipv4Addr::new(127, LOCALHOSTS, c, k)
+        self.aliases[0]
     }
 
     /// Alias of the node's `::1`.
     #[must_use]
     pub const fn localhost_v6(&self) -> Ipv4Addr {
-        let [_, _, c, k] = self.own.octets();
-        Ipv4Addr::new(127, LOCALHOSTS_V6, c, k)
+        self.aliases[1]
     }
 
     /// Whether `ip` lies in the cluster's subnet.

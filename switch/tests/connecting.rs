@@ -8,6 +8,7 @@ use std::sync::Arc;
 use driver::wsa::WsaError;
 use ring_proto::eqe::CmStatus;
 use ring_proto::telemetry::Reason;
+use switch::config::Loopback;
 use switch::connect::{fallback_reason, final_errno};
 use switch::mock::{Call, TcpCall};
 use switch::tcp_provider::TcpProvider;
@@ -557,4 +558,109 @@ fn bind_and_listen_are_refused_once_the_socket_is_on_the_san() {
         assert_eq!(socket.stage(), Stage::SanConnected);
     }
     assert_eq!(world.log.count("tcp."), before);
+}
+
+/// The mock's NIC owns what the preload library gives it under `loopback = "san"`.
+fn node_with_loopback(world: &World) -> Node {
+    let aliases = [Ipv4Addr::new(127, 78, 0, 1), Ipv4Addr::new(127, 79, 0, 1)];
+    let san = world.san("san", &[A, aliases[0], aliases[1]]);
+    world.node_of(A, vec![san], |config| config.loopback = Loopback::San)
+}
+
+#[test]
+fn r048_r050_under_loopback_san_own_connections_get_companions_with_aliases() {
+    let world = World::new();
+    let a = node_with_loopback(&world);
+    a.warm();
+    for (domain, listen, dial, local, peer) in [
+        (
+            libc::AF_INET,
+            "127.0.0.1",
+            "127.0.0.1",
+            "127.0.0.1",
+            "127.0.0.1",
+        ),
+        (
+            libc::AF_INET,
+            "0.0.0.0",
+            "127.0.0.1",
+            "127.0.0.1",
+            "127.0.0.1",
+        ),
+        (
+            libc::AF_INET,
+            "0.0.0.0",
+            "0.0.0.0",
+            "127.0.0.1",
+            "127.0.0.1",
+        ),
+        (
+            libc::AF_INET,
+            "0.0.0.0",
+            "127.77.0.1",
+            "127.77.0.1",
+            "127.77.0.1",
+        ),
+        (libc::AF_INET6, "::1", "::1", "::1", "::1"),
+        (libc::AF_INET6, "::", "::1", "::1", "::1"),
+        (libc::AF_INET6, "::", "::", "::1", "::1"),
+        (
+            libc::AF_INET6,
+            "::",
+            "::ffff:127.0.0.1",
+            "::ffff:127.0.0.1",
+            "::ffff:127.0.0.1",
+        ),
+    ] {
+        let name = |ip: &str, port| SocketAddr::new(ip.parse().unwrap(), port);
+        let make = || {
+            let made = a.switch.socket(domain, libc::SOCK_STREAM, 0);
+            made.unwrap().1.unwrap()
+        };
+        let listener = make();
+        a.switch.bind(&listener, name(listen, 80)).unwrap();
+        a.switch.listen(&listener, 8).unwrap();
+        let client = make();
+        assert_eq!(
+            a.switch.connect(&client, name(dial, 80)),
+            ConnectStep::Pending
+        );
+        assert_eq!(settle(&a, &a, &client), ConnectStep::Established, "{dial}");
+        assert_eq!(a.switch.peer_address(&client), Ok(name(peer, 80)));
+        let source = a.switch.local_address(&client).unwrap();
+        assert_eq!(source.ip(), name(local, 0).ip(), "{dial}");
+        let accepted = world::accept(&a, &listener);
+        assert_eq!(accepted.socket.stage(), Stage::SanConnected, "{dial}");
+        assert_eq!(accepted.local, name(peer, 80));
+        assert_eq!(accepted.peer, source);
+        for socket in [&accepted.socket, &client, &listener] {
+            a.switch.close(socket);
+        }
+    }
+}
+
+#[test]
+fn r052_under_loopback_san_a_source_that_cannot_speak_to_the_destination_stays_on_tcp() {
+    let world = World::new();
+    let a = node_with_loopback(&world);
+    a.warm();
+    for (domain, source, to) in [
+        (libc::AF_INET, "127.0.0.1:0", "127.77.0.2:80"),
+        (libc::AF_INET6, "[::1]:0", "[::ffff:127.0.0.1]:80"),
+        (libc::AF_INET6, "[::ffff:127.0.0.1]:0", "[::1]:80"),
+        (libc::AF_INET6, "[::1]:0", "[::ffff:127.77.0.2]:80"),
+    ] {
+        let made = a.switch.socket(domain, libc::SOCK_STREAM, 0);
+        let socket = made.unwrap().1.unwrap();
+        a.switch.bind(&socket, source.parse().unwrap()).unwrap();
+        let step = a.switch.connect(&socket, to.parse().unwrap());
+        assert_eq!(
+            step,
+            ConnectStep::UseTcp(Reason::BindNotSan),
+            "{source} {to}"
+        );
+    }
+    let (_, step) = a.stage_after_connect("127.0.0.1:0".parse().unwrap());
+    assert_eq!(step, ConnectStep::UseTcp(Reason::Loopback));
+    assert_eq!(world.log.count("san.WSPSocket"), 0);
 }

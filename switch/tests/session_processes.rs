@@ -16,7 +16,7 @@ use driver::spi::{FD_ACCEPT, FD_CONNECT, SpSocket, Verdict, Waiter};
 use driver::sys;
 use driver::wsa::WsaError;
 use nic_emu::control::client;
-use nic_emu::server::{BacklogFull, ClusterConfig, NodeSpec, Server};
+use nic_emu::server::{BacklogFull, ClusterConfig, Loopback, NodeSpec, Server};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
@@ -115,6 +115,7 @@ impl Emulator {
             wildcard_on_san: true,
             backlog_full: BacklogFull::Hold,
             san_connect_limit_ms: None,
+            loopback: Loopback::Tcp,
             debug: nic_emu::server::DebugConfig::default(),
         };
         let ready = Baton::new();

@@ -14,6 +14,7 @@ pub(crate) mod connection;
 pub mod text;
 
 use crate::device::{Counters, Finding, Inspection, LinkParameters, Recording, Topic};
+use crate::server::Loopback;
 
 /// Name of the socket in a cluster's directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -212,6 +213,9 @@ pub struct NodeConfig {
     /// Time a connect gets on the SAN before TCP is tried; the switch's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub san_connect_limit_ms: Option<u64>,
+    /// Road of the node's connections to itself.
+    #[serde(default)]
+    pub loopback: Loopback,
     /// All nodes.
     pub nodes: Vec<NodeEntry>,
     /// SAN service providers in order of preference.
@@ -393,6 +397,7 @@ mod tests {
             subnet: None,
             wildcard_on_san: true,
             san_connect_limit_ms: None,
+            loopback: Loopback::Tcp,
             nodes: vec![],
             providers: vec![],
         };

@@ -110,7 +110,7 @@ impl Device {
         let (node, id) = (function.node, function.id);
         let address = match ipv4(local.ip()) {
             Some(address) if address.is_unspecified() => None,
-            Some(address) if self.nodes.owner(address) == Some(node) => Some(address),
+            Some(address) if self.nodes.is_own(node, address) => Some(address),
             _ => return Err(AdminStatus::BAD_NODE_ADDRESS),
         };
         let endpoint = (node, address, local.port());
@@ -209,7 +209,11 @@ impl Device {
         if record.reserved != 0 || private_len > PRIVATE_DATA || destination.port() == 0 {
             return Err(AdminStatus::INVALID);
         }
-        let is_own = ipv4(source.ip()).is_some_and(|own| self.nodes.owner(own) == Some(node));
+        let to = ipv4(destination.ip()).and_then(|address| self.nodes.reached(node, address));
+        // An alias is no address to speak from to anybody else.
+        let is_own = ipv4(source.ip()).is_some_and(|own| {
+            self.nodes.is_own(node, own) && (to == Some(node) || !self.nodes.is_alias(node, own))
+        });
         if !is_own {
             return Err(AdminStatus::BAD_NODE_ADDRESS);
         }
@@ -228,12 +232,9 @@ impl Device {
         else {
             return Ok([0, 0]);
         };
-        match self.find_listener(destination) {
+        match self.find_listener(node, destination) {
             Ok(listener) => self.request(connector, listener, record, timeout_ms),
-            Err(status) => {
-                let to = ipv4(destination.ip()).and_then(|address| self.nodes.owner(address));
-                self.answer_connector(connector, to, Some(status), None);
-            }
+            Err(status) => self.answer_connector(connector, to, Some(status), None),
         }
         Ok([0, 0])
     }
@@ -247,13 +248,17 @@ impl Device {
         }
     }
 
-    /// The listener whose turn it is at a destination.
+    /// The listener whose turn it is at a destination, as seen from a node.
     pub(crate) fn find_listener(
         &mut self,
+        from: NodeId,
         destination: SocketAddr,
     ) -> Result<ListenerRef, CmStatus> {
         let address = ipv4(destination.ip()).ok_or(CmStatus::NO_ROUTE)?;
-        let node = self.nodes.owner(address).ok_or(CmStatus::NO_ROUTE)?;
+        let node = self
+            .nodes
+            .reached(from, address)
+            .ok_or(CmStatus::NO_ROUTE)?;
         if !self.nodes.is_port_up(node) {
             return Err(CmStatus::PORT_DOWN);
         }

@@ -63,7 +63,8 @@ impl Device {
         record: Box<CmRecord>,
         timeout_ms: u32,
     ) -> Option<Box<CmRecord>> {
-        let to = super::cm::ipv4(destination.ip()).and_then(|address| self.nodes.owner(address));
+        let to =
+            super::cm::ipv4(destination.ip()).and_then(|address| self.nodes.reached(from, address));
         let Some(to) = to.filter(|&to| self.links.is_impaired(from, to)) else {
             return Some(record);
         };
@@ -199,7 +200,7 @@ impl Device {
                 destination,
             } => {
                 let until_ns = notice.limit.map(|(at_ns, _)| at_ns);
-                match self.find_listener(destination) {
+                match self.find_listener(notice.from, destination) {
                     Ok(listener) => {
                         let left_ms = until_ns.map_or(0, |until_ns| {
                             let left_ns = until_ns.saturating_sub(self.clock.now_ns());

@@ -171,6 +171,12 @@ impl Device {
         self.nodes.add(name, addresses)
     }
 
+    /// Gives a node's port an address that exists for that node alone: its functions listen there, connect to it and from it, and no
+    /// other node can.
+    pub fn add_alias(&mut self, node: NodeId, alias: Ipv4Addr) {
+        self.nodes.add_alias(node, alias);
+    }
+
     /// The memfd of the function's BAR2.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Nodes: a name, the addresses of its port, and its counters.
 //!
 //! Place: functions belong to a node; the connection manager asks which node owns an address.
-//! Invariants: nodes are numbered from 0 and never go away.
+//! Invariants: nodes are numbered from 0 and never go away. A node's aliases exist for that node alone: nobody else reaches them.
 
 use std::net::Ipv4Addr;
 
@@ -14,6 +14,8 @@ use super::counters::Counters;
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) addresses: Vec<Ipv4Addr>,
+    /// What its programs call localhost, as scoped addresses.
+    aliases: Vec<Ipv4Addr>,
     /// Cumulative counters; gauges stay 0 here.
     pub(crate) counters: Counters,
     pub(crate) is_port_up: bool,
@@ -43,6 +45,7 @@ impl Nodes {
         self.all.push(Node {
             name: name.to_owned(),
             addresses: addresses.to_vec(),
+            aliases: Vec::new(),
             counters: Counters::default(),
             is_port_up: true,
         });
@@ -69,6 +72,32 @@ impl Nodes {
 
     pub(crate) fn is_port_up(&self, id: NodeId) -> bool {
         self.find(id).is_some_and(|node| node.is_port_up)
+    }
+
+    /// Gives a node an address that exists for it alone.
+    pub(crate) fn add_alias(&mut self, id: NodeId, alias: Ipv4Addr) {
+        if let Some(node) = self.all.get_mut(usize::from(id.0)) {
+            node.aliases.push(alias);
+        }
+    }
+
+    /// Whether an address is one of the node's aliases.
+    pub(crate) fn is_alias(&self, id: NodeId, address: Ipv4Addr) -> bool {
+        self.find(id)
+            .is_some_and(|node| node.aliases.contains(&address))
+    }
+
+    /// Whether functions of a node may call an address their own.
+    pub(crate) fn is_own(&self, id: NodeId, address: Ipv4Addr) -> bool {
+        self.owner(address) == Some(id) || self.is_alias(id, address)
+    }
+
+    /// The node that `from` reaches at an address: its owner, or `from` itself at an alias.
+    pub(crate) fn reached(&self, from: NodeId, address: Ipv4Addr) -> Option<NodeId> {
+        if self.is_alias(from, address) {
+            return Some(from);
+        }
+        self.owner(address)
     }
 
     /// The node whose port owns an address.

@@ -41,6 +41,9 @@ pub struct ClusterConfig {
     /// Time a connect gets on the SAN before TCP is tried; the switch's own when absent.
     #[serde(default)]
     pub san_connect_limit_ms: Option<u64>,
+    /// Road of a node's connections to itself.
+    #[serde(default)]
+    pub loopback: Loopback,
     /// What helps to find faults in drivers.
     #[serde(default)]
     pub debug: DebugConfig,
@@ -76,6 +79,17 @@ pub enum BacklogFull {
     Hold,
     /// The request is refused at once.
     Refuse,
+}
+
+/// Road of a node's connections to itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Loopback {
+    /// Kernel TCP.
+    #[default]
+    Tcp,
+    /// The node's NIC.
+    San,
 }
 
 impl From<BacklogFull> for device::BacklogFull {
@@ -206,6 +220,7 @@ mod tests {
             wildcard_on_san: true,
             backlog_full: BacklogFull::Hold,
             san_connect_limit_ms: None,
+            loopback: Loopback::Tcp,
             debug: DebugConfig::default(),
         }
     }

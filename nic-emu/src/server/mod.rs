@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ring_proto::channel::loopback_aliases;
 use tracing::{debug, info, warn};
 
 pub(crate) mod channel;
@@ -36,7 +37,8 @@ pub(crate) mod telemetry;
 pub mod vfio;
 
 pub use config::{
-    BacklogFull, BadAddress, ClusterConfig, DebugConfig, NODE_LIMIT, NodeAddress, NodeSpec,
+    BacklogFull, BadAddress, ClusterConfig, DebugConfig, Loopback, NODE_LIMIT, NodeAddress,
+    NodeSpec,
 };
 pub use error::ServeError;
 pub use runtime::{EngineGone, EngineHandle, EngineThread};
@@ -165,6 +167,7 @@ impl Server {
             wildcard_on_san: true,
             backlog_full: BacklogFull::default(),
             san_connect_limit_ms: None,
+            loopback: Loopback::default(),
             debug,
         };
         config.check()?;
@@ -201,7 +204,12 @@ impl Server {
             .iter()
             .map(|node| {
                 let addresses: Vec<_> = node.addresses.iter().map(|a| a.ip).collect();
-                device.add_node(&node.name, &addresses)
+                let id = device.add_node(&node.name, &addresses);
+                let aliases = addresses.first().copied().and_then(loopback_aliases);
+                for alias in aliases.into_iter().flatten() {
+                    device.add_alias(id, alias);
+                }
+                id
             })
             .collect();
         let engine = EngineThread::start(device)?;

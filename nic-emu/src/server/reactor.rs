@@ -631,6 +631,7 @@ impl Reactor {
             subnet: self.config.subnet,
             wildcard_on_san: self.config.wildcard_on_san,
             san_connect_limit_ms: self.config.san_connect_limit_ms,
+            loopback: self.config.loopback,
             nodes,
             providers: vec![ProviderEntry {
                 id: PROVIDER.0.into(),

@@ -543,3 +543,43 @@ pub(crate) fn qp_cannot_be_modified_while_it_connects() {
         AdminStatus::BAD_STATE
     );
 }
+
+/// What node a calls localhost.
+const ALIAS: Ipv4Addr = Ipv4Addr::new(127, 78, 0, 1);
+
+#[test]
+fn an_alias_exists_for_its_own_node_alone() {
+    let (mut device, mut a, mut b) = two();
+    device.add_alias(ring_proto::ids::NodeId(0), ALIAS);
+    let listener = a.listen(&mut device, sock(ALIAS, 80), 8);
+    let (qa, qb) = (a.qp(&mut device), b.qp(&mut device));
+
+    // From the other node nothing is there, and nobody may listen there or speak from there.
+    b.connect(&mut device, qb.qpn, sock(B, 9), sock(ALIAS, 80), 0, b"");
+    assert_eq!(b.events(), [rejected(&qb, CmStatus::NO_ROUTE)]);
+    let (status, _) = b.try_listen(&mut device, sock(ALIAS, 80), 8, 0);
+    assert_eq!(status, AdminStatus::BAD_NODE_ADDRESS);
+    for (client, qpn, to) in [(&mut b, qb.qpn, sock(B, 80)), (&mut a, qa.qpn, sock(B, 80))] {
+        let status = client.connect(&mut device, qpn, sock(ALIAS, 9), to, 0, b"");
+        assert_eq!(status, AdminStatus::BAD_NODE_ADDRESS);
+    }
+
+    // On its node it is an address like the others.
+    let status = a.connect(&mut device, qa.qpn, sock(ALIAS, 9), sock(ALIAS, 80), 0, b"");
+    assert_eq!(status, AdminStatus::OK);
+    let (event, at, _) = a.event().unwrap();
+    assert_eq!((event, at), (EventType::CM_REQUEST, listener));
+}
+
+#[test]
+fn a_wildcard_listener_is_reached_by_the_alias() {
+    let (mut device, mut a, _b) = two();
+    device.add_alias(ring_proto::ids::NodeId(0), ALIAS);
+    let wildcard = a.listen(&mut device, sock(Ipv4Addr::UNSPECIFIED, 80), 8);
+    let qa = a.qp(&mut device);
+    a.connect(&mut device, qa.qpn, sock(A, 9), sock(ALIAS, 80), 0, b"");
+    assert_eq!(a.event().unwrap().1, wildcard);
+    let qa = a.qp(&mut device);
+    a.connect(&mut device, qa.qpn, sock(A, 9), sock(ALIAS, 81), 0, b"");
+    assert_eq!(a.events(), [rejected(&qa, CmStatus::NO_LISTENER)]);
+}

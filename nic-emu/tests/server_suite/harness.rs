@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use nic_emu::device::Counters;
 use nic_emu::server::{
-    BacklogFull, ClusterConfig, DebugConfig, EngineHandle, NodeSpec, ServeError, Server, StopHandle,
+    BacklogFull, ClusterConfig, DebugConfig, EngineHandle, Loopback, NodeSpec, ServeError, Server,
+    StopHandle,
 };
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -84,6 +85,7 @@ pub(crate) fn config(dir: &Path) -> ClusterConfig {
         wildcard_on_san: true,
         backlog_full: BacklogFull::Hold,
         san_connect_limit_ms: None,
+        loopback: Loopback::Tcp,
         debug: DebugConfig::default(),
     }
 }

@@ -122,8 +122,12 @@ fn from_environment() -> Option<Runtime> {
     let mut installed = Vec::new();
     if process.has_channel() {
         let opener = Arc::new(ProcessOpener(Arc::clone(&process)));
+        // the NIC owns the aliases too, where the node's own connections ride it.
+        let aliases = config.aliases();
+        let aliases = aliases.map(|a| [a.localhost, a.localhost_v6]);
+        let nic = config.addresses.iter().map(|a| a.address);
         let san = SanConfig {
-            addresses: config.addresses.iter().map(|a| a.address).collect(),
+            addresses: nic.chain(aliases.into_iter().flatten()).collect(),
             connect_timeout_ms: u32::try_from(config.san_connect_limit_ms).unwrap_or(u32::MAX),
         };
         installed.push(Installed {

@@ -39,6 +39,12 @@ pub(crate) unsafe fn set(
             .tcp
             .set_v6only(fd, i32::from_ne_bytes([a, b, c, d]) != 0)
     {
+        if let Some(slot) = TABLE.get(fd)
+            && let Some(socket) = slot.socket().filter(|_| result.is_ok())
+        {
+            // What the kernel is not told the determination has to know.
+            socket.store_option(level, name, bytes);
+        }
         return Some(result);
     }
     let slot = TABLE.get(fd)?;
