@@ -361,6 +361,7 @@ enum sanlab_syndrome {
     SANLAB_SYNDROME_RETRIES_EXHAUSTED = 0x39, /* The link lost everything for longer than the QP's retries allow */
     SANLAB_SYNDROME_EQ_OVERRUN = 0x40, /* The function's event queue stayed full for too long */
     SANLAB_SYNDROME_INTERNAL_ERROR = 0x41, /* The device itself failed while it worked for the function */
+    SANLAB_SYNDROME_FAULT_INJECTED = 0x42, /* A fault rule of the device's owner wanted it so (docs/control.md) */
     SANLAB_SYNDROME_CURRENT_STATE_DIFFERS = 0x50, /* The state that the caller gave as current is not the QP's */
     SANLAB_SYNDROME_ATTRIBUTE_MISSING = 0x51, /* The change of state needs an attribute that was not given */
     SANLAB_SYNDROME_ATTRIBUTE_NOT_ALLOWED = 0x52, /* An attribute that this change of state does not take, or none that exists */
@@ -433,6 +434,7 @@ static inline const char *sanlab_syndrome_name(uint32_t value)
     case 0x39: return "RETRIES_EXHAUSTED";
     case 0x40: return "EQ_OVERRUN";
     case 0x41: return "INTERNAL_ERROR";
+    case 0x42: return "FAULT_INJECTED";
     case 0x50: return "CURRENT_STATE_DIFFERS";
     case 0x51: return "ATTRIBUTE_MISSING";
     case 0x52: return "ATTRIBUTE_NOT_ALLOWED";

@@ -153,6 +153,8 @@ codes! {
         EQ_OVERRUN = 64,
         /// The device itself failed while it worked for the function.
         INTERNAL_ERROR = 65,
+        /// A fault rule of the device's owner wanted it so.
+        FAULT_INJECTED = 66,
         /// The state that the caller gave as current is not the QP's.
         CURRENT_STATE_DIFFERS = 80,
         /// The change of state needs an attribute that was not given.

@@ -14,6 +14,7 @@ use ring_proto::sync::Ordering;
 use super::Device;
 use super::cq_change::Moderation;
 use super::engine::Fire;
+use super::fault::FaultPoint;
 use super::recorder::{Event, What};
 
 /// Most CQs of a function.
@@ -151,6 +152,9 @@ impl Device {
     /// Writes a CQE; an overrun is dealt with after the present piece of work.
     #[inline]
     pub(crate) fn complete(&mut self, place: u32, cqn: u32, entry: &Completed) {
+        if self.faults.has(FaultPoint::Completion) && self.fault_completion(place, cqn, entry) {
+            return;
+        }
         if self.diagnosis.validator.is_some() {
             self.validate_completion(place, cqn, entry);
         }

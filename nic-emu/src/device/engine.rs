@@ -18,6 +18,7 @@ use ring_proto::status::Syndrome;
 use ring_proto::sync::Ordering;
 use ring_proto::{arm, doorbell, regs, uar};
 
+use super::fault::FaultPoint;
 use super::function::CompletionUse;
 use super::qp::QpRef;
 use super::recorder::{Event, What};
@@ -237,6 +238,7 @@ impl Device {
             Timer::Arrival(flight) => self.arrival_timer(flight),
             Timer::Notice(id) => self.notice_timer(id),
             Timer::Packets(at) => self.packets_timer(at),
+            Timer::Fault(id) => self.fault_timer(id),
             Timer::Events(function) => {
                 if let Ok(place) = self.place_of(function) {
                     self.events_timer(place);
@@ -252,6 +254,7 @@ impl Device {
             Timer::Holder { function, .. } | Timer::Events(function) => {
                 self.place_of(function).ok()
             }
+            Timer::Fault(id) => self.fault_place(id),
             Timer::Connect(_) | Timer::Arrival(_) | Timer::Notice(_) | Timer::Validate => None,
         }
     }
@@ -300,7 +303,10 @@ impl Device {
 
     /// A doorbell slot has news.
     #[inline]
-    fn rang(&mut self, place: u32, slot: u32) {
+    pub(crate) fn rang(&mut self, place: u32, slot: u32) {
+        if self.faults.has(FaultPoint::Doorbell) && self.fault_doorbell(place, slot) {
+            return;
+        }
         let Some(function) = self.functions.at_mut(place) else {
             return;
         };
@@ -380,6 +386,11 @@ impl Device {
     }
 
     fn fire_gathered(&mut self, (place, vectors): (u32, u64)) {
+        let vectors = if vectors != 0 && self.faults.has(FaultPoint::Interrupt) {
+            self.fault_interrupt(place, vectors)
+        } else {
+            vectors
+        };
         if vectors != 0
             && let Some(function) = self.functions.at_mut(place)
         {
@@ -422,7 +433,7 @@ impl Device {
                 self.srq_broke(place, srqn, syndrome);
             } else if let Some((place, syndrome)) = self.work.failing.pop() {
                 self.fail_function(place, syndrome);
-            } else {
+            } else if !self.settle_faults() {
                 return;
             }
         }

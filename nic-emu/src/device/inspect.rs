@@ -385,6 +385,7 @@ impl Device {
             Hold::Receive => "receive",
             Hold::Connection => "connection",
             Hold::Port => "port",
+            Hold::Fault => "fault",
         });
         QpRow {
             function: function.id.0,
@@ -412,6 +413,7 @@ impl Device {
     pub(crate) fn forget_qp(&mut self, at: QpRef) {
         self.diagnosis.last_errors.remove(&(at.function, at.qpn));
         self.validate_forget_qp(at);
+        self.faults.forget_qp(at);
     }
 
     /// Keeps the error that a completion tells.

@@ -15,7 +15,7 @@
 //!  packet   the same over a link that is not perfect      link       loss, delay, order of packets
 //!  cq eq    what the client polls; cq_change: resize, moderation
 //!  qp life  states, flush, orphans; modify: QP_MODIFY      port       a node's port, up or down
-//!  validate recorder pause inspect diagnosis: what helps to find faults
+//!  validate recorder pause inspect diagnosis: what helps to find faults           fault     faults on purpose
 //!  admin cm holder registers   control                     timer table node counters
 //! ```
 
@@ -38,6 +38,7 @@ mod diagnosis;
 mod engine;
 mod eq;
 mod error;
+mod fault;
 mod function;
 mod holder;
 mod inspect;
@@ -65,6 +66,9 @@ mod window;
 
 pub use counters::{Counters, NodeCounters};
 pub use error::DeviceError;
+pub use fault::{
+    FaultAction, FaultError, FaultHit, FaultPoint, FaultReport, FaultRow, FaultRule, FaultWhen,
+};
 pub use inspect::{
     CqRow, DoorbellRow, EngineRow, FunctionRow, Inspection, LastError, MrRow, QpRow, Topic,
     WindowRow, WorkQueueRow,
@@ -141,6 +145,7 @@ pub struct Device {
     cm: cm::Cm,
     work: engine::Work,
     diagnosis: diagnosis::Diagnosis,
+    faults: fault::Faults,
 }
 
 impl Device {
@@ -163,6 +168,7 @@ impl Device {
             functions: function::Functions::default(),
             cm: cm::Cm::default(),
             work: engine::Work::default(),
+            faults: fault::Faults::default(),
         }
     }
 

@@ -12,6 +12,7 @@ use ring_proto::status::{QpState, Syndrome, WcOpcode, WcStatus};
 use serde::{Deserialize, Serialize};
 
 use super::Device;
+use super::fault::FaultPoint;
 
 /// Events of a function that are kept.
 pub const EVENTS: usize = 1024;
@@ -39,6 +40,8 @@ pub(crate) enum What {
     Admin,
     /// A QP or the function failed.
     Fatal,
+    /// A fault rule fired; code is its point, index its number.
+    Fault,
 }
 
 /// An event as the engine stores it.
@@ -107,7 +110,7 @@ pub struct EventRow {
     pub sequence: u64,
     /// Time of the device's clock, as of the engine's round.
     pub at_ns: u64,
-    /// `doorbell`, `done`, `cqe`, `hold`, `state`, `admin` or `fatal`.
+    /// `doorbell`, `done`, `cqe`, `hold`, `state`, `admin`, `fault` or `fatal`.
     pub event: String,
     /// QPN; the slot for a doorbell, the command's id for an admin command, 0 for the function itself.
     pub number: u32,
@@ -167,6 +170,10 @@ fn row(sequence: u64, event: &Event) -> EventRow {
             Some(ring_proto::admin::AdminStatus(event.status).to_string()),
         ),
         What::Fatal => ("fatal", None, None),
+        What::Fault => {
+            let at = FaultPoint::ALL.iter().find(|&&at| at as u16 == event.code);
+            ("fault", at.map(|at| at.name().into()), None)
+        }
     };
     EventRow {
         sequence,

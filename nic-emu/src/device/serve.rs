@@ -11,6 +11,7 @@ use ring_proto::wqe::WqeFlags;
 
 use super::Device;
 use super::cq::Completed;
+use super::fault::FaultPoint;
 use super::packet::rnr_wait_ns;
 use super::qp::{QpRef, RNR_FOREVER};
 use super::queue::{self, BadWqe, Fetched, SendWork};
@@ -121,7 +122,16 @@ impl Device {
                 }
                 Next::Work => {
                     served += 1;
-                    match self.execute(at, &mut work, &mut bytes_left) {
+                    let fault = if self.faults.has(FaultPoint::Wqe) {
+                        self.fault_wqe(at, &work)
+                    } else {
+                        None
+                    };
+                    let step = match fault {
+                        Some(step) => step,
+                        None => self.execute(at, &mut work, &mut bytes_left),
+                    };
+                    match step {
                         Step::Done => self.send_done(at, &work),
                         Step::More => {
                             self.cancel_hold_timer(at);
@@ -207,7 +217,7 @@ impl Device {
     }
 
     /// The WQE of this turn goes on later.
-    fn keep(&mut self, at: QpRef) {
+    pub(crate) fn keep(&mut self, at: QpRef) {
         if let Some(qp) = self.qp_mut(at) {
             qp.is_held = true;
         }
@@ -227,6 +237,7 @@ impl Device {
                 Some(u64::from(rnr_retry) * delay_ns)
             }
             Hold::Connection | Hold::Port => transport.wait_ns(),
+            Hold::Fault => None,
         };
         let Some(qp) = self.qp_mut(at) else {
             return;
@@ -294,6 +305,8 @@ impl Device {
             Hold::Receive => (WcStatus::RNR_RETRY_EXC_ERR, Syndrome::RNR_EXHAUSTED),
             Hold::Connection => (WcStatus::RETRY_EXC_ERR, Syndrome::PEER_GONE),
             Hold::Port => (WcStatus::RETRY_EXC_ERR, Syndrome::PORT_DOWN),
+            // It has no timer of this kind.
+            Hold::Fault => (WcStatus::GENERAL_ERR, Syndrome::FAULT_INJECTED),
         };
         self.send_failed(at, &work, status, syndrome);
         if let Some(qp) = self.qp_mut(at) {

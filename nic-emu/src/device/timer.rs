@@ -38,6 +38,8 @@ pub(crate) enum Timer {
     Events(FunctionId),
     /// The validation layer looks at armed queues.
     Validate,
+    /// What a fault rule has delayed happens.
+    Fault(u64),
 }
 
 /// Names a set timer.

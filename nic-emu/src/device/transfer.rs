@@ -36,6 +36,7 @@ use ring_proto::wqe::{Sge, WqeFlags};
 
 use super::Device;
 use super::cq::Completed;
+use super::fault::FaultPoint;
 use super::mr::Regions;
 use super::qp::QpRef;
 use super::queue::{RecvWork, SendWork};
@@ -62,6 +63,8 @@ pub(crate) enum Hold {
     Connection,
     /// A port that is down.
     Port,
+    /// What a fault rule says.
+    Fault,
 }
 
 /// The peer as a request meets it.
@@ -188,6 +191,9 @@ impl Device {
         peer: QpRef,
         work: &SendWork,
     ) -> Result<Straight, Step> {
+        if self.faults.has(FaultPoint::Receive) && self.fault_receive(at, peer, work.opcode().0) {
+            return Err(Step::Hold(Hold::Receive));
+        }
         let Some(function) = self.functions.at_mut(peer.place) else {
             return Err(gone());
         };

@@ -14,6 +14,7 @@ mod completion;
 mod cq_change;
 mod debugging;
 mod embedded;
+mod faults;
 mod flush;
 mod holders;
 mod hostile;

@@ -314,7 +314,11 @@ impl Stage {
 }
 
 /// Runs `batches` of random work over links that `links` sets before each; returns the trace.
-fn stream(seed: u64, batches: u32, mut links: impl FnMut(&mut Pair, u32)) -> (Pair, LinkTrace) {
+pub(crate) fn stream(
+    seed: u64,
+    batches: u32,
+    mut links: impl FnMut(&mut Pair, u32),
+) -> (Pair, LinkTrace) {
     let mut pair = Pair::new();
     pair.device.seed_links(seed);
     short_timeout(&mut pair, 7);

@@ -9,8 +9,8 @@ use std::path::Path;
 use ring_proto::status::Syndrome;
 
 use crate::{
-    atomics, client, cm, completion, cq_change, flush, modify, mw, packet, port, rnr, srq, windows,
-    wqe,
+    atomics, client, cm, completion, cq_change, faults, flush, modify, mw, packet, port, rnr, srq,
+    windows, wqe,
 };
 
 /// Syndromes that no client can provoke: the unit test inside the device that does.
@@ -64,6 +64,7 @@ fn every_syndrome_is_provoked_by_a_test() {
         DISCONNECTED => flush::disconnect_flushes_both_ends_and_tells_the_other,
         RETRIES_EXHAUSTED => packet::cut_link_ends_after_the_last_retry_and_not_before,
         EQ_OVERRUN => port::events_that_nobody_takes_fail_the_function_in_the_end,
+        FAULT_INJECTED => faults::wqe_completes_with_the_chosen_status_in_its_turn,
         CURRENT_STATE_DIFFERS => modify::the_other_refusals_name_their_reason,
         ATTRIBUTE_MISSING => modify::every_change_takes_exactly_the_attributes_of_the_manual,
         ATTRIBUTE_NOT_ALLOWED => modify::the_other_refusals_name_their_reason,

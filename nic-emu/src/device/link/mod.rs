@@ -12,12 +12,14 @@ use std::collections::HashMap;
 use ring_proto::ids::NodeId;
 use serde::{Deserialize, Serialize};
 
+use super::fault::Fate;
 use super::timer::Timer;
 use super::{Device, DeviceError};
 
 mod random;
 
-use random::{MILLION, Random};
+use random::MILLION;
+pub(crate) use random::Random;
 
 /// How one direction of a link treats packets. The default is a perfect link: message mode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -284,7 +286,7 @@ impl Device {
     }
 
     /// Puts a frame on the link.
-    pub(crate) fn put_on_link(&mut self, from: NodeId, to: NodeId, mut frame: Vec<u8>) {
+    pub(crate) fn put_on_link(&mut self, from: NodeId, to: NodeId, mut frame: Vec<u8>, fate: Fate) {
         let now_ns = self.clock.now_ns();
         let is_cut = self.nodes.some_port_is_down()
             && !(self.nodes.is_port_up(from) && self.nodes.is_port_up(to));
@@ -292,10 +294,10 @@ impl Device {
         let parameters = link.parameters;
         link.counters.sent += 1;
         // The same draws for every packet, whatever becomes of it.
-        let is_lost = link.random.hits(parameters.loss_ppm);
+        let is_lost = link.random.hits(parameters.loss_ppm) | fate.is_lost;
         let is_held = link.random.hits(parameters.reorder_ppm);
-        let is_doubled = link.random.hits(parameters.duplicate_ppm);
-        let is_corrupt = link.random.hits(parameters.corrupt_ppm);
+        let is_doubled = link.random.hits(parameters.duplicate_ppm) | fate.is_doubled;
+        let is_corrupt = link.random.hits(parameters.corrupt_ppm) | fate.is_corrupt;
         let jitter_ns = link.random.up_to(parameters.jitter_ns);
         let held_ns = link.random.up_to(parameters.reorder_ns);
         let flip = link.random.next();
@@ -323,6 +325,7 @@ impl Device {
             link.latest_ns = in_order_ns;
             in_order_ns
         };
+        let arrival_ns = arrival_ns.saturating_add(fate.delay_ns);
         if is_doubled {
             link.counters.duplicated += 1;
         }

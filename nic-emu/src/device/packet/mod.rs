@@ -30,6 +30,7 @@ use window::Requester;
 use wire::Header;
 
 use super::Device;
+use super::fault::{Fate, FaultPoint};
 use super::qp::QpRef;
 use super::queue::SendWork;
 
@@ -66,7 +67,11 @@ impl Device {
         let Some((own, other)) = qp.peer.and_then(|peer| self.nodes_of(at, peer)) else {
             return false;
         };
-        self.links.is_impaired(own, other) || self.links.is_impaired(other, own)
+        self.links.is_impaired(own, other)
+            || self.links.is_impaired(other, own)
+            || qp
+                .peer
+                .is_some_and(|peer| self.faults_want_packets((at, own), (peer, other)))
     }
 
     /// Nodes of a QP and of its peer.
@@ -164,7 +169,12 @@ impl Device {
             to_qpn: to.qpn,
             ..header
         };
-        self.put_on_link(own, other, header.frame(payload));
+        let fate = if self.faults.has(FaultPoint::Packet) {
+            self.fault_packet(from, header.opcode)
+        } else {
+            Fate::default()
+        };
+        self.put_on_link(own, other, header.frame(payload), fate);
     }
 
     fn count_packet(&mut self, at: QpRef, is_again: bool) {

@@ -19,6 +19,7 @@ use super::attributes::{BACKOFF_NS, Transport, rnr_wait_ns};
 use super::window::Requester;
 use super::wire::{self, Header, distance, is_before, later};
 use crate::device::Device;
+use crate::device::fault::FaultPoint;
 use crate::device::qp::{QpRef, RNR_FOREVER};
 use crate::device::queue::SendWork;
 use crate::device::serve::Next;
@@ -58,6 +59,19 @@ impl Device {
                     served += 1;
                     if let Some(requester) = self.requester(at) {
                         requester.bad = Some(bad);
+                    }
+                }
+                Next::Work
+                    if self.faults.has(FaultPoint::Wqe)
+                        && let Some(step) = self.fault_wqe(at, &work) =>
+                {
+                    if let Step::Failed(status, syndrome) = step {
+                        served += 1;
+                        let full = std::mem::replace(&mut work, Box::new(SendWork::none()));
+                        self.admit_as(at, full, Some((status, syndrome)));
+                    } else {
+                        self.keep(at);
+                        break;
                     }
                 }
                 Next::Work if work.is_local() => {
@@ -114,6 +128,11 @@ impl Device {
         if work.done != 0 {
             self.hand_over(at, &work);
         }
+        self.admit_as(at, work, failed);
+    }
+
+    /// Puts a WQE behind those under way; one that has failed completes once they have.
+    fn admit_as(&mut self, at: QpRef, work: Box<SendWork>, failed: Option<(WcStatus, Syndrome)>) {
         let Some(qp) = self.qp_mut(at) else {
             return;
         };
