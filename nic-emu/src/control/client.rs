@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 
 use super::{
-    ChannelReply, Done, Engine, Inspected, NodeConfig, Note, Pong, Recorded, Refusal, Request, Stat,
+    ChannelReply, Done, Engine, FaultAdded, Faults, FaultsRemoved, Healed, Inspected, Links,
+    NodeConfig, Note, Pong, Recorded, Refusal, Request, Stat,
 };
-use crate::device::{LinkParameters, Topic};
+use crate::device::{LinkChange, LinkParameters, Topic};
 use crate::server::fd_pass::{self, Wait};
 
 /// How long a single wait for the emulator lasts.
@@ -122,6 +124,78 @@ pub fn link(
         parameters,
     };
     ask(socket, &request).map(|(Done { .. }, _)| ())
+}
+
+/// Changes some parameters of the packets from one node to another, or of both directions.
+///
+/// # Errors
+/// [`ControlError`]; `Refused` for nodes that do not exist and impossible values.
+pub fn change_link(
+    socket: &Path,
+    (from, to): (&str, &str),
+    both: bool,
+    change: LinkChange,
+) -> Result<(), ControlError> {
+    let change = match serde_json::to_value(change) {
+        Ok(Value::Object(change)) => change,
+        _ => Map::new(),
+    };
+    let request = Request::LinkChange {
+        from: from.to_owned(),
+        to: to.to_owned(),
+        both,
+        change,
+    };
+    ask(socket, &request).map(|(Done { .. }, _)| ())
+}
+
+/// Mends every cut direction; how many there were.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn heal(socket: &Path) -> Result<usize, ControlError> {
+    ask(socket, &Request::Heal).map(|(Healed { healed, .. }, _)| healed)
+}
+
+/// Asks how links treat packets, and for the ports.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn links(socket: &Path) -> Result<Links, ControlError> {
+    ask(socket, &Request::Links).map(|(reply, _)| reply)
+}
+
+/// Takes the port of a node down or up.
+///
+/// # Errors
+/// [`ControlError`]; `Refused` for a node that does not exist.
+pub fn port(socket: &Path, node: &str, up: bool) -> Result<(), ControlError> {
+    let node = node.to_owned();
+    ask(socket, &Request::Port { node, up }).map(|(Done { .. }, _)| ())
+}
+
+/// Adds a fault rule given by its fields; its number.
+///
+/// # Errors
+/// [`ControlError`]; `Refused` names the field that is wrong.
+pub fn add_fault(socket: &Path, rule: Map<String, Value>) -> Result<u32, ControlError> {
+    ask(socket, &Request::FaultAdd { rule }).map(|(FaultAdded { id, .. }, _)| id)
+}
+
+/// Asks for the fault rules and what they did, or for one of them.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn faults(socket: &Path, id: Option<u32>) -> Result<Faults, ControlError> {
+    ask(socket, &Request::FaultLs { id }).map(|(reply, _)| reply)
+}
+
+/// Removes a fault rule, or all of them; how many.
+///
+/// # Errors
+/// [`ControlError`]; `Refused` for a number that no rule has.
+pub fn remove_fault(socket: &Path, id: Option<u32>) -> Result<usize, ControlError> {
+    ask(socket, &Request::FaultRm { id }).map(|(FaultsRemoved { removed, .. }, _)| removed)
 }
 
 /// Asks what the device consists of: some parts, or all when none is named.

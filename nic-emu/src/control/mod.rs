@@ -3,17 +3,20 @@
 //! Place: `<dir>/control.sock`; the server side runs in the control thread, [`client`] in `sanlab` commands.
 //! Invariants: one request and one reply a connection, each one line of JSON; a reply without `"ok":false` is the answer; only CHANNEL
 //! carries a descriptor. Fields may be added, never renamed.
-//! Source: ours (docs/cluster.md). Leaves out: anything on the data path, and who may connect, which the listening socket decides.
+//! Source: ours (docs/control.md). Leaves out: anything on the data path, and who may connect, which the listening socket decides.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 pub mod client;
 pub(crate) mod connection;
 pub mod text;
 
-use crate::device::{Counters, Finding, Inspection, LinkParameters, Recording, Topic};
+use crate::device::{
+    Counters, FaultReport, Finding, Inspection, LinkParameters, LinkRow, Recording, Topic,
+};
 use crate::server::Loopback;
 
 /// Name of the socket in a cluster's directory.
@@ -45,6 +48,47 @@ pub enum Request {
         /// What is not named is that of a perfect link.
         #[serde(default)]
         parameters: LinkParameters,
+    },
+    /// Change some parameters of the packets from one node to another. Answered with [`Done`].
+    LinkChange {
+        /// Node they come from.
+        from: String,
+        /// Node they go to.
+        to: String,
+        /// The other direction too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        both: bool,
+        /// Fields of [`LinkChange`](crate::device::LinkChange).
+        change: Map<String, Value>,
+    },
+    /// Mend every cut direction. Answered with [`Healed`].
+    Heal,
+    /// How do links treat packets? Answered with [`Links`].
+    Links,
+    /// Take the port of a node down or up. Answered with [`Done`].
+    Port {
+        /// The node.
+        node: String,
+        /// Up or down.
+        up: bool,
+    },
+    /// Make pieces of work fail. Answered with [`FaultAdded`].
+    FaultAdd {
+        /// Fields of a [`FaultRule`](crate::device::FaultRule).
+        #[serde(flatten)]
+        rule: Map<String, Value>,
+    },
+    /// Which fault rules are there, and what did they do? Answered with [`Faults`].
+    FaultLs {
+        /// This rule alone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<u32>,
+    },
+    /// Remove a fault rule, or all of them. Answered with [`FaultsRemoved`].
+    FaultRm {
+        /// The rule; all without it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<u32>,
     },
     /// What does the device consist of? Answered with [`Inspected`].
     Inspect {
@@ -80,6 +124,67 @@ pub struct Inspected {
     /// Rows.
     #[serde(flatten)]
     pub inspection: Inspection,
+}
+
+/// Answer to LINKS.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Links {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Ports of all nodes.
+    pub ports: Vec<PortRow>,
+    /// Directions that are or were anything but perfect.
+    pub links: Vec<LinkRow>,
+}
+
+/// The port of a node in [`Links`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PortRow {
+    /// The node.
+    pub node: String,
+    /// Whether anything passes.
+    pub up: bool,
+}
+
+/// Answer to HEAL.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Healed {
+    /// True.
+    pub ok: bool,
+    /// Directions that were cut.
+    pub healed: usize,
+}
+
+/// Answer to FAULT_ADD.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FaultAdded {
+    /// True.
+    pub ok: bool,
+    /// Number of the rule.
+    pub id: u32,
+}
+
+/// Answer to FAULT_RM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FaultsRemoved {
+    /// True.
+    pub ok: bool,
+    /// How many rules.
+    pub removed: usize,
+}
+
+/// Answer to FAULT_LS: the object of `sanlab fault ls --json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Faults {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Rules and faults.
+    #[serde(flatten)]
+    pub report: FaultReport,
 }
 
 /// Answer to RECORDER: the object of `nic-emu inspect recorder --json`.
@@ -333,7 +438,13 @@ pub struct Ungoverned {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    fn fields(value: Value) -> Map<String, Value> {
+        serde_json::from_value(value).unwrap()
+    }
 
     #[test]
     fn requests_look_as_documented() {
@@ -367,6 +478,35 @@ mod tests {
                         ..LinkParameters::default()
                     },
                 },
+            ),
+            (
+                r#"{"cmd":"link_change","from":"a","to":"b","both":true,"change":{"loss_ppm":7}}"#,
+                Request::LinkChange {
+                    from: "a".into(),
+                    to: "b".into(),
+                    both: true,
+                    change: fields(json!({"loss_ppm": 7})),
+                },
+            ),
+            (r#"{"cmd":"heal"}"#, Request::Heal),
+            (r#"{"cmd":"links"}"#, Request::Links),
+            (
+                r#"{"cmd":"port","node":"a","up":false}"#,
+                Request::Port {
+                    node: "a".into(),
+                    up: false,
+                },
+            ),
+            (
+                r#"{"cmd":"fault_add","action":"drop","at":"packet","nth":3}"#,
+                Request::FaultAdd {
+                    rule: fields(json!({"at": "packet", "action": "drop", "nth": 3})),
+                },
+            ),
+            (r#"{"cmd":"fault_ls"}"#, Request::FaultLs { id: None }),
+            (
+                r#"{"cmd":"fault_rm","id":3}"#,
+                Request::FaultRm { id: Some(3) },
             ),
             (
                 r#"{"cmd":"channel","node":"a"}"#,

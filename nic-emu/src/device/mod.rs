@@ -39,6 +39,7 @@ mod engine;
 mod eq;
 mod error;
 mod fault;
+mod fields;
 mod function;
 mod holder;
 mod inspect;
@@ -69,11 +70,12 @@ pub use error::DeviceError;
 pub use fault::{
     FaultAction, FaultError, FaultHit, FaultPoint, FaultReport, FaultRow, FaultRule, FaultWhen,
 };
+pub use fields::FieldError;
 pub use inspect::{
     CqRow, DoorbellRow, EngineRow, FunctionRow, Inspection, LastError, MrRow, QpRow, Topic,
     WindowRow, WorkQueueRow,
 };
-pub use link::{LinkCounters, LinkParameters, LinkTrace};
+pub use link::{LinkChange, LinkCounters, LinkParameters, LinkRow, LinkTrace};
 pub use node::NodeInfo;
 pub use pause::{PauseOn, Stepped};
 pub use recorder::{EVENTS as RECORDER_EVENTS, EventRow, Recording};

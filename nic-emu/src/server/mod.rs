@@ -26,6 +26,7 @@ pub(crate) mod epoll;
 mod error;
 pub(crate) mod fd_pass;
 mod inspect;
+mod lab;
 mod listen;
 pub(crate) mod log_budget;
 mod reactor;

@@ -20,6 +20,7 @@ use super::epoll::{EventBuffer, Interest, Poller, Sources, Token, WakeFd};
 use super::error::{ServeError, system};
 use super::fd_pass;
 use super::inspect;
+use super::lab;
 use super::listen::{Accepted, Listener};
 use super::log_budget::{LogBudget, now_ns};
 use super::runtime::{EngineGone, EngineHandle, EngineThread};
@@ -562,31 +563,20 @@ impl Reactor {
                 Ok(()) => connection.answer(&Done { ok: true }, Vec::new()),
                 Err(error) => connection.refuse(&error),
             },
-            Request::Link {
-                from,
-                to,
-                parameters,
-            } => {
-                let done = match (self.node(&from), self.node(&to)) {
-                    (Ok(from), Ok(to)) => {
-                        let set = move |device: &mut Device| device.set_link(from, to, parameters);
-                        let done = self.engine.handle().call(set)?;
-                        done.map_err(|error| error.to_string())
-                    }
-                    (Err(error), _) | (_, Err(error)) => Err(error),
-                };
-                match done {
-                    Ok(()) => connection.answer(&Done { ok: true }, Vec::new()),
-                    Err(error) => connection.refuse(&error),
-                }
-            }
             Request::Shutdown => {
                 info!("asked to end by a control request");
                 self.stopping = true;
                 connection.answer(&Done { ok: true }, Vec::new());
             }
-            // Of who looks for faults.
-            other => inspect::answer(&self.engine.handle(), &self.config.name, other, connection)?,
+            other => {
+                let engine = self.engine.handle();
+                let name = &self.config.name;
+                let node = |name: &str| self.node(name);
+                let left = lab::answer(&engine, name, &node, other, connection)?;
+                if let Some(request) = left {
+                    inspect::answer(&engine, name, request, connection)?;
+                }
+            }
         }
         Ok(())
     }

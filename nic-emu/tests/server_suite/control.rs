@@ -12,7 +12,7 @@ use nic_emu::server::{ServeError, Server};
 
 use super::harness::{Cluster, PATIENCE, RawClient, Scratch, config};
 
-fn ask(socket: &Path, line: &str) -> String {
+pub(crate) fn ask(socket: &Path, line: &str) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.write_all(line.as_bytes()).unwrap();

@@ -11,6 +11,7 @@ mod faults;
 mod harness;
 mod hostile;
 mod irqs;
+mod lab;
 mod minidriver;
 mod regressions;
 mod rings;

@@ -6,8 +6,8 @@
 use ring_proto::status::WcStatus;
 use serde_json::{Map, Value};
 
-use super::error::FaultError;
 use super::rule::{FaultAction, FaultPoint, FaultRule, FaultWhen, status_names};
+use crate::device::fields::{FieldError, Fields};
 
 /// Fields of a rule in the order of the page.
 const FIELDS: [&str; 13] = [
@@ -15,70 +15,25 @@ const FIELDS: [&str; 13] = [
     "delay_ns", "status",
 ];
 
-/// The fields of a request.
-struct Fields<'a>(&'a Map<String, Value>);
-
-impl Fields<'_> {
-    /// A field that is there and not null.
-    fn value(&self, name: &str) -> Option<&Value> {
-        self.0.get(name).filter(|value| !value.is_null())
-    }
-
-    fn text(&self, field: &'static str, allowed: &str) -> Result<Option<&str>, FaultError> {
-        let Some(value) = self.value(field) else {
-            return Ok(None);
-        };
-        let text = value.as_str();
-        text.map(Some)
-            .ok_or_else(|| FaultError::value(field, value, allowed))
-    }
-
-    fn number(&self, field: &'static str) -> Result<Option<u64>, FaultError> {
-        let Some(value) = self.value(field) else {
-            return Ok(None);
-        };
-        let number = value.as_u64();
-        number
-            .map(Some)
-            .ok_or_else(|| FaultError::value(field, value, "numbers from 0"))
-    }
-
-    fn small(&self, field: &'static str) -> Result<Option<u32>, FaultError> {
-        let number = self.number(field)?;
-        number
-            .map(|number| {
-                u32::try_from(number)
-                    .map_err(|_| FaultError::value(field, number, "0 to 4294967295"))
-            })
-            .transpose()
-    }
-}
-
 impl FaultRule {
     /// Reads the fields of a rule; [`FaultRule::check`] is for the device.
-    pub(crate) fn from_fields(fields: &Map<String, Value>) -> Result<Self, FaultError> {
-        if let Some(field) = fields.keys().find(|name| !FIELDS.contains(&name.as_str())) {
-            return Err(FaultError::Unknown {
-                field: field.clone(),
-                allowed: FIELDS.join(", "),
-            });
-        }
-        let fields = Fields(fields);
+    pub(crate) fn from_fields(fields: &Map<String, Value>) -> Result<Self, FieldError> {
+        let fields = Fields::new(fields, &FIELDS)?;
         let points: Vec<_> = FaultPoint::ALL.iter().map(|at| at.name()).collect();
         let points = points.join(", ");
         let Some(name) = fields.text("at", &points)? else {
-            return Err(FaultError::Missing {
+            return Err(FieldError::Missing {
                 field: "at",
                 allowed: points,
             });
         };
         let Some(&at) = FaultPoint::ALL.iter().find(|at| at.name() == name) else {
-            return Err(FaultError::value("at", format!("{name:?}"), points));
+            return Err(FieldError::value("at", format!("{name:?}"), points));
         };
         let mut rule = Self::new(at, action(&fields, at)?);
         rule.node = fields.text("node", "the name of a node")?.map(Into::into);
-        rule.function = fields.small("function")?;
-        rule.qpn = fields.small("qpn")?;
+        rule.function = fields.small("function", u32::MAX)?;
+        rule.qpn = fields.small("qpn", u32::MAX)?;
         rule.opcode = fields
             .text("opcode", "the name of an operation")?
             .map(Into::into);
@@ -89,10 +44,10 @@ impl FaultRule {
     }
 }
 
-fn action(fields: &Fields<'_>, at: FaultPoint) -> Result<FaultAction, FaultError> {
+fn action(fields: &Fields<'_>, at: FaultPoint) -> Result<FaultAction, FieldError> {
     let allowed = at.actions().join(", ");
     let Some(name) = fields.text("action", &allowed)? else {
-        return Err(FaultError::Missing {
+        return Err(FieldError::Missing {
             field: "action",
             allowed,
         });
@@ -100,7 +55,7 @@ fn action(fields: &Fields<'_>, at: FaultPoint) -> Result<FaultAction, FaultError
     let action = match name {
         "delay" => {
             let Some(ns) = fields.number("delay_ns")? else {
-                return Err(FaultError::Missing {
+                return Err(FieldError::Missing {
                     field: "delay_ns",
                     allowed: "1 and above".into(),
                 });
@@ -112,7 +67,7 @@ fn action(fields: &Fields<'_>, at: FaultPoint) -> Result<FaultAction, FaultError
         "corrupt" => FaultAction::Corrupt,
         "status" => {
             let Some(wanted) = fields.text("status", &status_names())? else {
-                return Err(FaultError::Missing {
+                return Err(FieldError::Missing {
                     field: "status",
                     allowed: status_names(),
                 });
@@ -120,7 +75,7 @@ fn action(fields: &Fields<'_>, at: FaultPoint) -> Result<FaultAction, FaultError
             let mut all = WcStatus::ALL.iter();
             let Some(&status) = all.find(|status| status.name() == Some(wanted)) else {
                 let value = format!("{wanted:?}");
-                return Err(FaultError::value("status", value, status_names()));
+                return Err(FieldError::value("status", value, status_names()));
             };
             FaultAction::Status { status }
         }
@@ -130,12 +85,12 @@ fn action(fields: &Fields<'_>, at: FaultPoint) -> Result<FaultAction, FaultError
         "rnr" => FaultAction::Rnr,
         _ => {
             let value = format!("{name:?} at {at}");
-            return Err(FaultError::value("action", value, allowed));
+            return Err(FieldError::value("action", value, allowed));
         }
     };
     for (field, needs) in [("delay_ns", "delay"), ("status", "status")] {
-        if name != needs && fields.value(field).is_some() {
-            return Err(FaultError::NotHere {
+        if name != needs && fields.has(field) {
+            return Err(FieldError::NotHere {
                 field,
                 place: format!("with action {name:?}"),
                 allowed: format!("it beside action {needs:?}"),
@@ -145,11 +100,11 @@ fn action(fields: &Fields<'_>, at: FaultPoint) -> Result<FaultAction, FaultError
     Ok(action)
 }
 
-fn when(fields: &Fields<'_>) -> Result<FaultWhen, FaultError> {
+fn when(fields: &Fields<'_>) -> Result<FaultWhen, FieldError> {
     let (nth, every, ppm) = (
         fields.number("nth")?,
         fields.number("every")?,
-        fields.small("ppm")?,
+        fields.small("ppm", 1_000_000)?,
     );
     match (nth, every, ppm) {
         (None, None, None) => Ok(FaultWhen::Always),
@@ -162,7 +117,7 @@ fn when(fields: &Fields<'_>) -> Result<FaultWhen, FaultError> {
             } else {
                 "ppm"
             };
-            Err(FaultError::NotHere {
+            Err(FieldError::NotHere {
                 field: second,
                 place: "beside another of its kind".into(),
                 allowed: "one of nth, every, ppm".into(),
@@ -320,7 +275,7 @@ mod tests {
             (
                 json!({"at": "packet", "action": "drop", "ppm": 1_000_001}),
                 "\"ppm\" cannot be 1000001",
-                "1 to 1000000",
+                "0 to 1000000",
             ),
             (
                 json!({"at": "packet", "action": "drop", "ppm": 5, "nth": 5}),

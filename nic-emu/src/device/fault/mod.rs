@@ -25,6 +25,7 @@ pub(crate) use act::{Fate, Pending};
 
 use super::Device;
 use super::cq::Completed;
+use super::fields::FieldError;
 use super::link::Random;
 use super::qp::QpRef;
 
@@ -320,7 +321,7 @@ impl Device {
                 .iter()
                 .map(|(_, node)| node.name.as_str())
                 .collect();
-            FaultError::value("node", format!("{name:?}"), names.join(", "))
+            FieldError::value("node", format!("{name:?}"), names.join(", ")).into()
         })
     }
 

@@ -8,7 +8,7 @@ use std::fmt;
 
 use ring_proto::status::{Opcode, WcOpcode, WcStatus};
 
-use super::error::FaultError;
+use crate::device::fields::FieldError;
 
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
@@ -299,51 +299,59 @@ impl FaultRule {
     }
 
     /// Code of the operation it is about; an error when something does not fit the point.
-    pub(crate) fn check(&self) -> Result<Option<u8>, FaultError> {
+    pub(crate) fn check(&self) -> Result<Option<u8>, FieldError> {
         let at = self.at;
         if !at.actions().contains(&self.action.name()) {
-            return Err(FaultError::value(
+            return Err(FieldError::value(
                 "action",
                 format!("{:?} at {at}", self.action.name()),
                 at.actions().join(", "),
             ));
         }
         if let FaultAction::Delay { ns: 0 } = self.action {
-            return Err(FaultError::value("delay_ns", "0", "1 and above"));
+            return Err(FieldError::value("delay_ns", "0", "1 and above"));
         }
         if let FaultAction::Status { status } = self.action
             && (status == WcStatus::SUCCESS || status.name().is_none())
         {
-            return Err(FaultError::value("status", status, status_names()));
+            return Err(FieldError::value("status", status, status_names()));
         }
         if self.qpn.is_some() && !at.has_qpn() {
-            return Err(FaultError::not_here("qpn", at, "node, function"));
+            return Err(not_here("qpn", at, "node, function"));
         }
         match self.when {
-            FaultWhen::Nth(0) => return Err(FaultError::value("nth", "0", "1 and above")),
-            FaultWhen::Every(0) => return Err(FaultError::value("every", "0", "1 and above")),
+            FaultWhen::Nth(0) => return Err(FieldError::value("nth", "0", "1 and above")),
+            FaultWhen::Every(0) => return Err(FieldError::value("every", "0", "1 and above")),
             FaultWhen::Random { ppm } if !(1..=1_000_000).contains(&ppm) => {
-                return Err(FaultError::value("ppm", ppm, "1 to 1000000"));
+                return Err(FieldError::value("ppm", ppm, "1 to 1000000"));
             }
             _ => {}
         }
         if self.count == Some(0) {
-            return Err(FaultError::value("count", "0", "1 and above"));
+            return Err(FieldError::value("count", "0", "1 and above"));
         }
         let Some(name) = &self.opcode else {
             return Ok(None);
         };
         let all = at.opcodes();
         if all.is_empty() {
-            return Err(FaultError::not_here("opcode", at, "node, function, qpn"));
+            return Err(not_here("opcode", at, "node, function, qpn"));
         }
         let code = all.iter().find(|(known, _)| known == name);
         let Some(&(_, code)) = code else {
             let names: Vec<_> = all.iter().map(|&(name, _)| name).collect();
             let value = format!("{name:?} at {at}");
-            return Err(FaultError::value("opcode", value, names.join(", ")));
+            return Err(FieldError::value("opcode", value, names.join(", ")));
         };
         Ok(Some(code))
+    }
+}
+
+fn not_here(field: &'static str, at: FaultPoint, allowed: &str) -> FieldError {
+    FieldError::NotHere {
+        field,
+        place: format!("at {at}"),
+        allowed: allowed.to_owned(),
     }
 }
 

@@ -16,7 +16,10 @@ use super::fault::Fate;
 use super::timer::Timer;
 use super::{Device, DeviceError};
 
+mod change;
 mod random;
+
+pub use change::{LinkChange, LinkRow};
 
 use random::MILLION;
 pub(crate) use random::Random;
@@ -70,7 +73,7 @@ impl LinkParameters {
 }
 
 /// What became of the packets of one direction.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LinkCounters {
     /// Packets put on the link.

@@ -1,0 +1,155 @@
+//! Links from outside: changes of single parameters, cuts, and what each direction is and did.
+//!
+//! Place: the control socket and embedded programs call [`Device::change_link`], [`Device::heal`] and [`Device::links`].
+//! Invariants: a change that is refused changes nothing. Source: ours (docs/control.md). Hot: nothing.
+
+use ring_proto::ids::NodeId;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::random::MILLION;
+use super::{LinkCounters, LinkParameters};
+use crate::device::fields::{FieldError, Fields};
+use crate::device::{Device, DeviceError};
+
+/// New values of some parameters of a direction; the others stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(default)]
+pub struct LinkChange {
+    /// False cuts it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub up: Option<bool>,
+    /// As in [`LinkParameters`], like those below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ns: Option<u64>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jitter_ns: Option<u64>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_ppm: Option<u32>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reorder_ppm: Option<u32>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reorder_ns: Option<u64>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duplicate_ppm: Option<u32>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub corrupt_ppm: Option<u32>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth_bps: Option<u64>,
+}
+
+/// Parameters in the order of the page.
+const FIELDS: [&str; 9] = [
+    "up",
+    "latency_ns",
+    "jitter_ns",
+    "loss_ppm",
+    "reorder_ppm",
+    "reorder_ns",
+    "duplicate_ppm",
+    "corrupt_ppm",
+    "bandwidth_bps",
+];
+
+impl LinkChange {
+    /// Reads the fields of a request.
+    pub(crate) fn from_fields(fields: &Map<String, Value>) -> Result<Self, FieldError> {
+        let fields = Fields::new(fields, &FIELDS)?;
+        Ok(Self {
+            up: fields.flag("up")?,
+            latency_ns: fields.number("latency_ns")?,
+            jitter_ns: fields.number("jitter_ns")?,
+            loss_ppm: fields.small("loss_ppm", MILLION)?,
+            reorder_ppm: fields.small("reorder_ppm", MILLION)?,
+            reorder_ns: fields.number("reorder_ns")?,
+            duplicate_ppm: fields.small("duplicate_ppm", MILLION)?,
+            corrupt_ppm: fields.small("corrupt_ppm", MILLION)?,
+            bandwidth_bps: fields.number("bandwidth_bps")?,
+        })
+    }
+
+    fn applied(self, to: LinkParameters) -> LinkParameters {
+        LinkParameters {
+            up: self.up.unwrap_or(to.up),
+            latency_ns: self.latency_ns.unwrap_or(to.latency_ns),
+            jitter_ns: self.jitter_ns.unwrap_or(to.jitter_ns),
+            loss_ppm: self.loss_ppm.unwrap_or(to.loss_ppm),
+            reorder_ppm: self.reorder_ppm.unwrap_or(to.reorder_ppm),
+            reorder_ns: self.reorder_ns.unwrap_or(to.reorder_ns),
+            duplicate_ppm: self.duplicate_ppm.unwrap_or(to.duplicate_ppm),
+            corrupt_ppm: self.corrupt_ppm.unwrap_or(to.corrupt_ppm),
+            bandwidth_bps: self.bandwidth_bps.unwrap_or(to.bandwidth_bps),
+        }
+    }
+}
+
+/// A direction of a link.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LinkRow {
+    /// Node that packets come from.
+    pub from: String,
+    /// Node that they go to.
+    pub to: String,
+    /// How it treats them.
+    pub parameters: LinkParameters,
+    /// What became of them.
+    pub counters: LinkCounters,
+}
+
+impl Device {
+    /// Changes some parameters of the packets from one node to another, from now on; the same rules as for [`Device::set_link`].
+    ///
+    /// # Errors
+    /// As [`Device::set_link`].
+    pub fn change_link(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        change: LinkChange,
+    ) -> Result<(), DeviceError> {
+        let parameters = change.applied(self.link(from, to));
+        self.set_link(from, to, parameters)
+    }
+
+    /// Mends every cut direction, what else it does to packets stays; how many there were.
+    pub fn heal(&mut self) -> usize {
+        let cut: Vec<_> = self
+            .links
+            .all
+            .iter()
+            .filter(|(_, link)| !link.parameters.up)
+            .map(|(&ends, _)| ends)
+            .collect();
+        let up = LinkChange {
+            up: Some(true),
+            ..LinkChange::default()
+        };
+        for &(from, to) in &cut {
+            self.change_link(from, to, up)
+                .expect("its nodes exist, and nothing else changes");
+        }
+        cut.len()
+    }
+
+    /// Directions that are or were anything but perfect, in the order of their nodes.
+    #[must_use]
+    pub fn links(&self) -> Vec<LinkRow> {
+        let mut ends: Vec<_> = self.links.all.keys().copied().collect();
+        ends.sort_unstable();
+        ends.into_iter()
+            .map(|(from, to)| LinkRow {
+                from: self.node_name(from),
+                to: self.node_name(to),
+                parameters: self.link(from, to),
+                counters: self.link_counters(from, to),
+            })
+            .collect()
+    }
+}
