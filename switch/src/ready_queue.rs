@@ -270,9 +270,8 @@ impl Locked<'_> {
         self.set(state, STATE_READY);
         let ready = self.get(READY);
         self.set(READY, ready.saturating_add(1));
-        if ready == 0 {
-            self.queue.doorbell.signal();
-        }
+        // Each time, not only for the first: the kernel wakes one exclusive waiter per signal, and the one it woke may be leaving.
+        self.queue.doorbell.signal();
         ready == 0
     }
 
@@ -298,8 +297,11 @@ impl Locked<'_> {
         self.trim();
     }
 
-    /// Gives the entries that this process negotiates to whoever comes next.
+    /// Gives the entries that this process negotiates to whoever comes next, and the ready ones that it was woken for.
     pub fn disown(&self) {
+        if self.get(READY) > 0 {
+            self.queue.doorbell.signal();
+        }
         let me = self.queue.home.self_id();
         for position in self.positions() {
             let owner = ReadyQueue::entry(position) + OWNER;
@@ -440,11 +442,13 @@ fn unpack(word: u64) -> SocketAddrV4 {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
     use std::sync::Arc;
 
     use super::*;
     use crate::mock::{Log, MockFabric, MockSan, MockSharing};
     use crate::provider_table::Provider;
+    use crate::sys;
 
     fn family() -> (ReadyQueue, Arc<MockSharing>) {
         let log = Log::new();
@@ -544,6 +548,48 @@ mod tests {
         sharing.become_process(11);
         assert_eq!(queue.lock().adopt().len(), 1);
         assert!(!queue.lock().has_foreign());
+    }
+
+    /// A set that tells each signal once, as an exclusive waiter of the kernel is woken by each.
+    fn set_of(queue: &ReadyQueue) -> OwnedFd {
+        // SAFETY: takes no pointer.
+        let set = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        // SAFETY: a new descriptor that nobody else owns.
+        let set = unsafe { OwnedFd::from_raw_fd(set) };
+        let events = (libc::EPOLLIN | libc::EPOLLET).cast_unsigned();
+        let doorbell = queue.doorbell().fd();
+        sys::epoll_control(set.as_raw_fd(), libc::EPOLL_CTL_ADD, doorbell, events, 0).unwrap();
+        set
+    }
+
+    fn wakes(set: &OwnedFd) -> bool {
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        sys::epoll_look(set.as_raw_fd(), &raw mut event, 1) == Ok(1)
+    }
+
+    #[test]
+    fn regression_each_ready_connection_wakes_one_more_exclusive_waiter() {
+        let (queue, _) = family();
+        let set = set_of(&queue);
+        for number in 1..=3 {
+            let position = put(&queue, number);
+            assert!(!wakes(&set));
+            queue.lock().settle(position, true);
+            assert!(wakes(&set), "connection {number}");
+        }
+    }
+
+    #[test]
+    fn regression_who_leaves_wakes_another_for_what_is_ready() {
+        let (queue, _) = family();
+        let set = set_of(&queue);
+        queue.lock().disown();
+        assert!(!wakes(&set), "nothing is ready");
+        let position = put(&queue, 1);
+        queue.lock().settle(position, true);
+        assert!(wakes(&set) && !wakes(&set));
+        queue.lock().disown();
+        assert!(wakes(&set));
     }
 
     #[test]

@@ -13,6 +13,7 @@
 )]
 
 pub(crate) mod cluster;
+pub(crate) mod content;
 pub(crate) mod kernel;
 pub(crate) mod peer;
 pub(crate) mod process;

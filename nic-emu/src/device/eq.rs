@@ -180,15 +180,25 @@ impl Device {
         let bar = function.bar;
         let id = function.id;
         let events = &mut function.events;
-        if events.deliver(&bar) > 0 && !events.is_queued {
-            events.is_queued = true;
-            self.work.fire.push(Fire::Eq { place });
-        }
+        let has_delivered = events.deliver(&bar) > 0;
         let is_blocked = events.ring.is_some() && !events.waiting.is_empty();
         if is_blocked && !events.is_timer_set {
             events.is_timer_set = true;
             let at = self.clock.now_ns().saturating_add(RETRY_NS);
             self.timers.set(at, Timer::Events(id));
+        }
+        if has_delivered {
+            self.wake_for_events(place);
+        }
+    }
+
+    /// Fires what is armed for the events of a function, with or without news: whoever wakes looks for itself.
+    pub(crate) fn wake_for_events(&mut self, place: u32) {
+        if let Some(function) = self.functions.at_mut(place)
+            && !function.events.is_queued
+        {
+            function.events.is_queued = true;
+            self.work.fire.push(Fire::Eq { place });
         }
     }
 

@@ -287,6 +287,9 @@ impl Device {
         let left = listener.holders.count();
         if left == 0 {
             self.close_listener(place, id);
+        } else {
+            // The others of the family sleep, and go on with what it was doing for all of them.
+            self.wake_for_events(place);
         }
         Some(left)
     }

@@ -138,7 +138,7 @@ pub(crate) struct Client {
     pub(crate) admin_producer: u32,
     admin_consumer: u32,
     events: EqeRing,
-    event_slot: u32,
+    pub(crate) event_slot: u32,
     pub(crate) event_consumer: u32,
     pub(crate) pdn: u32,
 }

@@ -217,7 +217,7 @@ fn dialling_without_end_cannot_fill_the_queue_of_a_client_that_looks_away() {
     assert!(seen.len() <= 2 * 256);
 }
 
-fn vector(pair: &mut Pair, index: u8) -> EventFd {
+pub(crate) fn vector(pair: &mut Pair, index: u8) -> EventFd {
     let fd = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).unwrap();
     let ours = fd.as_fd().try_clone_to_owned().unwrap();
     pair.device

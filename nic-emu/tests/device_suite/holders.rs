@@ -4,12 +4,14 @@ use nic_emu::device::Device;
 use ring_proto::admin::{
     AdminOp, AdminStatus, HOLD_LISTENER, HOLD_QP, HoldClone, RELEASE_UNLESS_LAST,
 };
+use ring_proto::arm;
 use ring_proto::eqe::{CmStatus, EventType};
 use ring_proto::ids::HolderSlot;
 use ring_proto::status::{Opcode, QpState, Syndrome, WcStatus};
 use ring_proto::sync::Ordering;
 
 use crate::client::{A, B, Client, Pair, Region, Send, device, full, pump, sock};
+use crate::completion::vector;
 
 const MINUTE: u64 = 60_000_000_000;
 
@@ -499,4 +501,36 @@ fn connect_of_a_killed_process_is_withdrawn() {
     pump(&mut device);
     assert_eq!(b.events(), [(EventType::CM_WITHDRAWN, listener, request)]);
     assert_eq!(device.node_counters()[0].counters.qps, 0);
+}
+
+#[test]
+fn regression_who_shares_a_listener_is_woken_when_another_holder_leaves_it() {
+    for is_killed in [false, true] {
+        let mut pair = Pair::new();
+        let listener = pair.b.listen(&mut pair.device, sock(B, 80), 8);
+        let (slot, generation) = pair.b.clone_holder(&mut pair.device, 0);
+        let fired = vector(&mut pair, 3);
+        let line = pair.b.bar.line(pair.b.event_slot);
+        arm::arm(line.arm_vectors(), line.arm_sequence(), 0, 1 << 3);
+        pump(&mut pair.device);
+        fired.read().unwrap_err();
+        if is_killed {
+            let function = pair.b.function;
+            pair.device
+                .drop_holder(function, HolderSlot(slot), generation);
+        } else {
+            let released = pair.b.hold(
+                &mut pair.device,
+                AdminOp::RELEASE,
+                listener,
+                HOLD_LISTENER,
+                slot,
+                0,
+            );
+            assert_eq!(released.0, AdminStatus::OK);
+        }
+        pump(&mut pair.device);
+        assert_eq!(fired.read(), Ok(1), "killed: {is_killed}");
+        assert_eq!(pair.b.events(), [], "a wake-up without an element");
+    }
 }
