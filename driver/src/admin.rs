@@ -1,8 +1,9 @@
-//! Admin queue: one command at a time, under the function's lock.
+//! Admin queue: commands one by one, several at once, or left to themselves, under the function's lock.
 //!
 //! Place: every creation and change of a device object; `function`, `pair`, `verbs` and `provider` -> here -> doorbell slot 0.
 //! Invariants: a command exists once the producer in the arena covers it; a completion with another command id belongs to an owner
-//! of the lock who died, and is dropped; the wait ends when the device dies.
+//! of the lock who died, or to a command nobody waits for, and is dropped; the wait ends when the device dies. The device executes
+//! commands in order, so whoever waits for the last of several has them all.
 //! Source: docs/device.md, "Admin commands".
 
 use ring_proto::admin::{AdminOp, AdminStatus, Body, Command, Completion, Named};
@@ -19,6 +20,8 @@ use crate::sys;
 
 /// Looks at the completion ring between two checks that the device lives.
 const LOOKS_PER_CHECK: u32 = 1024;
+/// Commands without a completion taken, at most: the rings never overrun.
+const OUTSTANDING: u32 = record::ADMIN_DEPTH / 2;
 /// Longest wait for a completion. A device that takes longer is gone, and so is everything on it.
 const LIMIT_NS: u64 = 10_000_000_000;
 
@@ -29,16 +32,58 @@ const fn depth() -> Depth {
 impl Locked<'_> {
     /// Runs a command and returns its two result words.
     pub(crate) fn admin(&mut self, op: AdminOp, body: Body) -> Result<[u64; 2], AdminError> {
+        let command_id = self.put_command(op, body)?;
+        self.ring_admin();
+        self.answer_of(op, command_id)
+    }
+
+    /// Runs commands that do not need each other's results: one doorbell and one wait for all of them. Fails with the first
+    /// refusal; the others are executed all the same.
+    pub(crate) fn admin_all(&mut self, commands: &[(AdminOp, Body)]) -> Result<(), AdminError> {
+        let mut result = Ok(());
+        for batch in commands.chunks(OUTSTANDING as usize) {
+            let mut first = None;
+            for &(op, body) in batch {
+                let command_id = self.put_command(op, body)?;
+                first = first.or(Some(command_id));
+            }
+            self.ring_admin();
+            let Some(first) = first else {
+                continue;
+            };
+            for (&(op, _), number) in batch.iter().zip(0..) {
+                match self.answer_of(op, first.wrapping_add(number)) {
+                    Err(AdminError::Dead) => return Err(AdminError::Dead),
+                    answer => result = result.and(answer.map(drop)),
+                }
+            }
+        }
+        result
+    }
+
+    /// Posts a command whose answer nobody needs: it is executed before all later ones.
+    pub(crate) fn admin_later(&mut self, op: AdminOp, body: Body) -> Result<(), AdminError> {
+        self.put_command(op, body)?;
+        self.ring_admin();
+        Ok(())
+    }
+
+    /// Writes a command; the device sees it at the next doorbell. Returns its id.
+    fn put_command(&mut self, op: AdminOp, body: Body) -> Result<u32, AdminError> {
         if self.function.is_dead() {
             return Err(AdminError::Dead);
         }
         let header = self.function.header();
         // Relaxed throughout: the lock orders the positions.
+        let producer = header.admin_producer.load(Ordering::Relaxed);
+        // A batch is no longer than this, so one of those outstanding was rung for before, and will be answered.
+        while producer.wrapping_sub(header.admin_consumer.load(Ordering::Relaxed)) >= OUTSTANDING {
+            self.next_completion()?;
+        }
         let command_id = header.admin_next_id.load(Ordering::Relaxed);
         header
             .admin_next_id
             .store(command_id.wrapping_add(1), Ordering::Relaxed);
-        let producer = header.admin_producer.load(Ordering::Relaxed);
         let command = Command {
             opcode: op.0,
             flags: 0,
@@ -50,11 +95,18 @@ impl Locked<'_> {
         header
             .admin_producer
             .store(producer.wrapping_add(1), Ordering::Relaxed);
-        self.ring_admin();
-        let completion = self.completion_of(command_id)?;
-        match AdminStatus(completion.status) {
-            AdminStatus::OK => Ok(completion.result),
-            status => Err(AdminError::Refused { op, status }),
+        Ok(command_id)
+    }
+
+    fn answer_of(&mut self, op: AdminOp, command_id: u32) -> Result<[u64; 2], AdminError> {
+        loop {
+            let completion = self.next_completion()?;
+            if completion.command_id == command_id {
+                return match AdminStatus(completion.status) {
+                    AdminStatus::OK => Ok(completion.result),
+                    status => Err(AdminError::Refused { op, status }),
+                };
+            }
         }
     }
 
@@ -77,7 +129,8 @@ impl Locked<'_> {
         }
     }
 
-    fn completion_of(&mut self, command_id: u32) -> Result<Completion, AdminError> {
+    /// Takes the next completion, whoever posted its command.
+    fn next_completion(&mut self) -> Result<Completion, AdminError> {
         let header = self.function.header();
         let ring = self.completions();
         let mut deadline = None;
@@ -88,11 +141,7 @@ impl Locked<'_> {
                 let next = consumer.wrapping_add(1);
                 header.admin_consumer.store(next, Ordering::Relaxed);
                 self.function.publish_consumer(ADMIN_SLOT, next);
-                let completion: Completion = zerocopy::transmute!(words);
-                if completion.command_id == command_id {
-                    return Ok(completion);
-                }
-                continue;
+                return Ok(zerocopy::transmute!(words));
             }
             looks = looks.wrapping_add(1);
             if looks.is_multiple_of(LOOKS_PER_CHECK) {

@@ -49,7 +49,7 @@ impl<T> ForkLock<T> {
 
     /// Takes the lock. Must not be taken twice by one thread.
     pub(crate) fn lock(&self) -> Held<'_, T> {
-        let signals = SignalsBlocked::new();
+        let signals = SignalsBlocked::unless_put_off();
         self.hold();
         Held {
             lock: self,

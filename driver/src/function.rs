@@ -279,7 +279,7 @@ impl Function {
 
     /// Takes the lock over everything that is shared. Never held across a call into foreign code, and not re-entrant.
     pub(crate) fn lock(&self) -> Locked<'_> {
-        let signals = SignalsBlocked::new();
+        let signals = SignalsBlocked::unless_put_off();
         let taken = RobustLock::new(&self.header().lock)
             .lock(self.identity(), |owner| self.is_alive(owner));
         let locked = Locked {

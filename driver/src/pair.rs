@@ -26,6 +26,8 @@ use crate::sys::{self, Fd, Mapping};
 
 /// Idle pair arenas that are kept for a peer that comes back.
 const KEEP_IDLE: usize = 8;
+/// Pages that an idle pair arena keeps for the next connection, from its start.
+const KEEP_BYTES: usize = 4 << 20;
 /// First offset used inside a pair arena; 0 is never handed out.
 const FIRST: u64 = 4096;
 const BLOCK_BITS: u32 = 30;
@@ -229,13 +231,16 @@ impl Locked<'_> {
         }
     }
 
-    /// Gives the pages of an idle pair arena back to the system.
+    /// Gives the pages of an idle pair arena back to the system, but for the first ones.
     fn empty(&mut self, number: u32, pair: &Pair) {
         let used = usize::try_from(pair.heap.high_water()).unwrap_or(0);
-        let mappings = self.function.pairs.mappings.lock();
-        if let Some(mapping) = mappings.get(&number) {
-            match mapping.punch(0, used.next_multiple_of(4096)) {
-                Ok(()) | Err(_) => {} // Kept pages cost memory, nothing else.
+        let surplus = used.next_multiple_of(4096).saturating_sub(KEEP_BYTES);
+        if surplus > 0 {
+            let mappings = self.function.pairs.mappings.lock();
+            if let Some(mapping) = mappings.get(&number) {
+                match mapping.punch(KEEP_BYTES, surplus) {
+                    Ok(()) | Err(_) => {} // Kept pages cost memory, nothing else.
+                }
             }
         }
         pair.heap.init(FIRST, record::ARENA_LEN);

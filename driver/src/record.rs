@@ -125,6 +125,14 @@ pub(crate) struct Header {
     pub(crate) socket_free: AtomicU32,
     /// Pair arenas made so far, to find the one idle longest.
     pub(crate) pair_clock: AtomicU32,
+    /// 1 once a second process may hold what this function has.
+    pub(crate) shared: AtomicU32,
+    /// Sockets that keep queues nobody uses.
+    pub(crate) spares: AtomicU32,
+    /// First free one of those + 1, 0 for none; they are not in the list of `socket_free`.
+    pub(crate) spare_free: AtomicU32,
+    /// Zero.
+    pub(crate) reserved: AtomicU32,
     /// Vectors in use.
     pub(crate) vectors: AtomicU64,
     /// Name of the process that uses each vector.
@@ -281,6 +289,14 @@ pub(crate) struct Socket {
     pub(crate) peer_function: AtomicU32,
     /// Rings and scratch of the QP, 0 for none.
     pub(crate) memory: AtomicU64,
+    /// QP in INIT that the last life left to the next, together with CQ and memory; 0 for none.
+    pub(crate) spare_qpn: AtomicU32,
+    /// Name of the process that holds it.
+    pub(crate) spare_owner: AtomicU32,
+    /// 1 while the listener that accepted the socket holds it.
+    pub(crate) untaken: AtomicU32,
+    /// Zero.
+    pub(crate) reserved: AtomicU32,
     /// First registration.
     pub(crate) registrations: AtomicU64,
     /// 1: the next send waits for the RDMA READs before it.

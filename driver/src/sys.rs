@@ -15,6 +15,7 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 pub use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -577,10 +578,20 @@ pub fn thread_mark() -> u32 {
     u32::from_le_bytes([a, b, c, d]).max(1)
 }
 
+/// Tells whether the caller's own means keep signal handlers off this thread for the moment.
+static PUT_OFF: OnceLock<fn() -> bool> = OnceLock::new();
+
+/// Names who keeps signal handlers off threads without a system call: [`SignalsBlocked::unless_put_off`] asks it. The first call
+/// counts.
+pub fn handlers_are_put_off_by(is_put_off: fn() -> bool) {
+    PUT_OFF.get_or_init(|| is_put_off);
+}
+
 /// Signals of this thread, blocked until dropped: a handler that longjmps must not leave a shared lock behind.
 #[derive(Debug)]
 pub struct SignalsBlocked {
-    before: libc::sigset_t,
+    /// `None`: nothing had to be blocked.
+    before: Option<libc::sigset_t>,
 }
 
 impl SignalsBlocked {
@@ -595,7 +606,19 @@ impl SignalsBlocked {
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
         // SAFETY: all-zero is a valid set, and the call above fills it in.
         let before = unsafe { before.assume_init() };
-        Self { before }
+        Self {
+            before: Some(before),
+        }
+    }
+
+    /// Blocks all signals that may be blocked, unless their handlers are kept off this thread anyway: two system calls less.
+    #[must_use]
+    #[inline]
+    pub fn unless_put_off() -> Self {
+        if PUT_OFF.get().is_some_and(|is_put_off| is_put_off()) {
+            return Self { before: None };
+        }
+        Self::new()
     }
 }
 
@@ -607,14 +630,11 @@ impl Default for SignalsBlocked {
 
 impl Drop for SignalsBlocked {
     fn drop(&mut self) {
-        // SAFETY: `before` was filled in by `new`; the old set is not asked for.
-        unsafe {
-            libc::pthread_sigmask(
-                libc::SIG_SETMASK,
-                &raw const self.before,
-                core::ptr::null_mut(),
-            )
+        let Some(before) = &self.before else {
+            return;
         };
+        // SAFETY: `before` was filled in by `new`; the old set is not asked for.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before, core::ptr::null_mut()) };
     }
 }
 

@@ -510,7 +510,7 @@ enum sanlab_event_type {
     SANLAB_EVENT_TYPE_LAST_WQE_REACHED = 0xa, /* A QP on an SRQ went to ERR and takes no more receives from it. source QPN */
     SANLAB_EVENT_TYPE_CM_REQUEST = 0x10, /* A connection request waits. source listener, code request id */
     SANLAB_EVENT_TYPE_CM_WITHDRAWN = 0x11, /* A waiting request was withdrawn by its sender. source listener, code request id */
-    SANLAB_EVENT_TYPE_CM_ESTABLISHED = 0x12, /* A connect succeeded; the QP is in RTS. source QPN */
+    SANLAB_EVENT_TYPE_CM_ESTABLISHED = 0x12, /* A connect succeeded; the QP is in RTS. source QPN, code the peer's function */
     SANLAB_EVENT_TYPE_CM_REJECTED = 0x13, /* A connect failed. source QPN, code CmStatus */
     SANLAB_EVENT_TYPE_CM_DISCONNECTED = 0x14, /* The peer disconnected or its QP went away. source QPN */
     SANLAB_EVENT_TYPE_CM_ORPHANED = 0x15, /* The peer QP has no holder left; its memory still serves READs. source QPN (ours) */

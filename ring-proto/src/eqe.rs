@@ -54,7 +54,7 @@ codes! {
         CM_REQUEST = 16,
         /// A waiting request was withdrawn by its sender. source listener, code request id.
         CM_WITHDRAWN = 17,
-        /// A connect succeeded; the QP is in RTS. source QPN.
+        /// A connect succeeded; the QP is in RTS. source QPN, code the peer's function.
         CM_ESTABLISHED = 18,
         /// A connect failed. source QPN, code [`CmStatus`].
         CM_REJECTED = 19,

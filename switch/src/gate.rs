@@ -44,7 +44,7 @@ pub struct Inside<'a> {
 impl Gate {
     /// Passes the gate; yields while it is closed.
     pub fn enter(&self) -> Inside<'_> {
-        let signals = SignalsBlocked::new();
+        let signals = SignalsBlocked::unless_put_off();
         loop {
             // Relaxed: the exchange below decides.
             let word = self.word.load(Ordering::Relaxed);

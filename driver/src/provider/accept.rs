@@ -12,6 +12,7 @@ use ring_proto::admin::{AdminOp, AdminStatus, CmAccept, CmQuery, CmRecord, SockA
 use ring_proto::sync::Ordering;
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::queues::Holder;
 use super::socket::{CONNECTED, LISTENING, Sock, function_index, pack};
 use super::{Core, code_of};
 use crate::error::AdminError;
@@ -153,7 +154,7 @@ fn connect(
     request: u32,
     asked: ConnectionRequest,
 ) -> Result<(), AdminError> {
-    locked.make_queues(sock)?;
+    locked.make_queues(sock, Holder::Listener)?;
     let record = sock.record;
     // Relaxed: the lock orders, and the state publishes.
     record.local.store(pack(asked.callee), Ordering::Relaxed);
@@ -166,6 +167,7 @@ fn connect(
     };
     let [peer, _] = locked.admin(AdminOp::CM_ACCEPT, body.to_body())?;
     record.peer_function.store(low(peer), Ordering::Relaxed);
+    record.untaken.store(1, Ordering::Relaxed);
     sock.set_state(CONNECTED);
     Ok(())
 }

@@ -9,6 +9,7 @@ use core::net::SocketAddrV4;
 
 use ring_proto::sync::Ordering;
 
+use super::queues::Holder;
 use super::socket::{BOUND, CREATED, pack};
 use super::{Core, code_of};
 use crate::spi::SpSocket;
@@ -26,7 +27,10 @@ impl Core {
             return Err(WsaError::AddrNotAvail);
         }
         if !is_wildcard {
-            sock.function.lock().make_queues(&sock).map_err(code_of)?;
+            sock.function
+                .lock()
+                .make_queues(&sock, Holder::Process)
+                .map_err(code_of)?;
         }
         // Relaxed: published by the state.
         sock.record.local.store(pack(name), Ordering::Relaxed);

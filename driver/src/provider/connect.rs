@@ -9,10 +9,10 @@ use core::net::{SocketAddr, SocketAddrV4};
 
 use ring_proto::admin::{AdminOp, AdminStatus, CmConnect, CmRecord};
 use ring_proto::eqe::CmStatus;
-use ring_proto::status::QpState;
 use ring_proto::sync::Ordering;
 use zerocopy::IntoBytes;
 
+use super::queues::Holder;
 use super::socket::{BOUND, CONNECTED, CONNECTING, DISCONNECTED, Sock, pack, unpack};
 use super::{Core, code_of};
 use crate::error::AdminError;
@@ -81,11 +81,10 @@ fn start(
     let record = sock.record;
     // Relaxed throughout: the lock orders, and the state publishes.
     if record.memory.load(Ordering::Relaxed) == 0 {
-        locked.make_queues(sock)?;
+        locked.make_queues(sock, Holder::Process)?;
     } else if record.connect_used.load(Ordering::Relaxed) != 0 {
         let qpn = record.qpn.load(Ordering::Relaxed);
-        locked.set_qp_state(qpn, QpState::RESET)?;
-        locked.set_qp_state(qpn, QpState::INIT)?;
+        locked.restart_qp(qpn)?;
     }
     record.connect_used.store(1, Ordering::Relaxed);
     record.remote.store(pack(name), Ordering::Relaxed);

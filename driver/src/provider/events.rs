@@ -105,7 +105,12 @@ fn file_one(locked: &mut Locked<'_>, event: Event) {
             }
         }
         (EventType::CM_WITHDRAWN, Some(sock)) => locked.withdraw_request(sock.record, event.code),
-        (EventType::CM_ESTABLISHED, Some(sock)) => locked.connect_ended(&sock, CmStatus::OK),
+        (EventType::CM_ESTABLISHED, Some(sock)) => {
+            // Relaxed: published by the state.
+            let peer = &sock.record.peer_function;
+            peer.store(event.code, Ordering::Relaxed);
+            locked.connect_ended(&sock, CmStatus::OK);
+        }
         (EventType::CM_REJECTED, Some(sock)) => {
             locked.connect_ended(&sock, CmStatus(event.code));
         }

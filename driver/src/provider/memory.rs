@@ -8,7 +8,7 @@
 
 use core::ptr::NonNull;
 
-use ring_proto::admin::{Access, AdminOp, MrReg};
+use ring_proto::admin::{Access, AdminOp, Body, MrReg, Named};
 use ring_proto::ids::FunctionId;
 use ring_proto::sync::Ordering;
 
@@ -128,9 +128,6 @@ impl<'a> Locked<'a> {
             if at == offset {
                 link.store(record.next.load(Ordering::Relaxed), Ordering::Relaxed);
                 record.socket.store(0, Ordering::Relaxed);
-                if record.rkey.load(Ordering::Relaxed) != 0 {
-                    self.revoke(record);
-                }
                 self.free(offset, RECORD_LEN);
                 return;
             }
@@ -146,7 +143,17 @@ impl<'a> Locked<'a> {
         }
     }
 
-    /// Drops all registrations of a socket that is being closed.
+    /// The commands that keep the peer of a socket out of all its memory.
+    pub(crate) fn revocations(&self, sock: &Sock<'a>) -> impl Iterator<Item = (AdminOp, Body)> {
+        self.registrations(sock)
+            .filter(|(_, record)| record.rkey.load(Ordering::Relaxed) != 0)
+            .map(|(_, record)| {
+                let id = record.lkey.load(Ordering::Relaxed);
+                (AdminOp::MR_DEREG, Named { id, reserved: 0 }.to_body())
+            })
+    }
+
+    /// Drops all registrations of a socket that is being closed; the peer is kept out already.
     pub(crate) fn drop_registrations(&mut self, sock: &Sock<'a>) {
         loop {
             let first = sock.record.registrations.load(Ordering::Relaxed);
@@ -295,6 +302,7 @@ impl Core {
         if count > 1 {
             record.count.store(count - 1, Ordering::Relaxed);
         } else {
+            locked.revoke(record);
             locked.drop_registration(&sock, offset);
         }
         Ok(())

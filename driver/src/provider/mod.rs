@@ -20,6 +20,7 @@ mod ioctl;
 mod listen;
 mod memory;
 mod options;
+mod queues;
 mod rdma;
 mod reclaim;
 mod sharing;

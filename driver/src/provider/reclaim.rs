@@ -144,6 +144,10 @@ impl<'a> Locked<'a> {
         sock.set_state(CLOSING);
         // The device has freed the QP, and its number may be another's by now.
         record.qpn.store(0, Ordering::Relaxed);
+        let revocations: Vec<_> = self.revocations(&sock).collect();
+        match self.admin_all(&revocations) {
+            Ok(()) | Err(_) => {} // Those of the QP went with it.
+        }
         self.drop_registrations(&sock);
         self.drop_allocations(record, true);
         self.take_queues(&sock);

@@ -17,6 +17,7 @@ use super::socket::Sock;
 use super::startup::clone_parts;
 use super::{Core, code_of};
 use crate::error::AdminError;
+use crate::function::Locked;
 use crate::lock::Identity;
 use crate::opener::Holding;
 use crate::spi::{Sharing, SpSocket};
@@ -42,7 +43,12 @@ impl Core {
             return Ok(false);
         };
         hold.flags = RELEASE_UNLESS_LAST;
-        let released = sock.function.lock().admin(AdminOp::RELEASE, hold.to_body());
+        let mut locked = sock.function.lock();
+        if locked.is_ours_alone() {
+            return Ok(false);
+        }
+        let released = locked.admin(AdminOp::RELEASE, hold.to_body());
+        drop(locked);
         match released {
             Ok(_) => {
                 self.forget(s);
@@ -81,6 +87,14 @@ impl Core {
     }
 }
 
+impl Locked<'_> {
+    /// Whether no other process ever had a hold on anything of this function.
+    fn is_ours_alone(&self) -> bool {
+        // Relaxed: the lock orders.
+        self.function.header().shared.load(Ordering::Relaxed) == 0
+    }
+}
+
 /// The hold of this process on a socket's QP or listener.
 fn hold_of(sock: &Sock<'_>) -> Option<Hold> {
     // Relaxed: acquired with the state.
@@ -113,7 +127,13 @@ impl Sharing for Core {
                 from: Identity::slot_of(function.identity().word()),
                 reserved: 0,
             };
-            let cloned = function.lock().admin(AdminOp::HOLD_CLONE, body.to_body());
+            let mut locked = function.lock();
+            // The child will use none of them, but its hold would keep them.
+            locked.drop_spares();
+            let cloned = locked.admin(AdminOp::HOLD_CLONE, body.to_body());
+            // Relaxed: looked at under the lock.
+            function.header().shared.store(1, Ordering::Relaxed);
+            drop(locked);
             // A function that cannot be shared is lost to the child, not to this process.
             if let Ok([word, _]) = cloned {
                 let (slot, generation) = clone_parts(word);
@@ -175,11 +195,20 @@ impl Sharing for Core {
             slot: Identity::slot_of(sock.function.identity().word()),
             flags: listening.record.listener.load(Ordering::Relaxed),
         };
-        let moved = sock.function.lock().admin(AdminOp::HOLD, body.to_body());
+        let mut locked = sock.function.lock();
+        // Without others to end the QP meanwhile, nothing can be answered that is not known.
+        let moved = if locked.is_ours_alone() {
+            locked.admin_later(AdminOp::HOLD, body.to_body())
+        } else {
+            locked.admin(AdminOp::HOLD, body.to_body()).map(drop)
+        };
         moved.map_err(|error| match error.status() {
             Some(AdminStatus::NO_OBJECT) => WsaError::ConnReset,
             _ => code_of(error),
         })?;
+        // Relaxed: the lock orders.
+        sock.record.untaken.store(0, Ordering::Relaxed);
+        drop(locked);
         let me = sock.function.identity().word();
         // Relaxed: looked at only when this process is dead.
         sock.record.owner.store(me, Ordering::Relaxed);

@@ -1,6 +1,6 @@
-//! Companion sockets: handles, records, states, queues, creation and close.
+//! Companion sockets: handles, records, states, creation and close.
 //!
-//! Place: every entry of the dispatch table resolves its [`SpSocket`] here; `bind`, `connect` and `accept` give a socket its queues.
+//! Place: every entry of the dispatch table resolves its [`SpSocket`] here; `queues` gives a socket its queues.
 //! Invariants: a handle is function index (16 bits), generation (16) and record index (32); a stale one is `NotSock`. States
 //! change as those of Windows Sockets Direct providers do. Queues are taken away only under the function's lock and all three tokens. The record is
 //! not freed before the switch called close, and the switch's handle is closed by the last upcall.
@@ -16,19 +16,15 @@
 
 use core::net::{Ipv4Addr, SocketAddrV4};
 
-use ring_proto::admin::{Access, AdminOp, QpAttributes, QpCreate, QpModify, QueueCreate};
-use ring_proto::index::Depth;
-use ring_proto::shared::{CqeRing, WqeRing};
-use ring_proto::status::QpState;
+use ring_proto::admin::AdminOp;
 use ring_proto::sync::Ordering;
 
 use super::flight::FlightKind;
-use super::table::{KEY_QP, socket_record};
+use super::table::socket_record;
 use super::{Core, Local, events};
-use crate::error::AdminError;
-use crate::function::{Function, Locked, low};
-use crate::lock::{Identity, Taken, Token};
-use crate::record::{self, ARENA_IOVA, Socket};
+use crate::function::{Function, low};
+use crate::lock::{Taken, Token};
+use crate::record::{self, Socket};
 use crate::spi::{ProtocolInfo, SpSocket, SwitchHandle, WSA_FLAG_OVERLAPPED};
 use crate::wsa::WsaError;
 
@@ -43,16 +39,6 @@ pub(crate) const CLOSING: u32 = 7;
 
 /// Sockets known between two looks for those that others closed.
 const SWEEP: usize = 256;
-/// SQ blocks: 16 WQEs of four blocks and the fillers between them always fit.
-const SQ_DEPTH: u32 = 128;
-const RQ_DEPTH: u32 = record::RECV_PLACES;
-/// CQ entries: more than operations can be outstanding, so it never overruns.
-const CQ_DEPTH: u32 = 128;
-const RQ_OFFSET: u64 = SQ_DEPTH as u64 * 64;
-const CQ_OFFSET: u64 = RQ_OFFSET + RQ_DEPTH as u64 * 64;
-/// Scratch for one `CmRecord`.
-const SCRATCH_OFFSET: u64 = CQ_OFFSET + CQ_DEPTH as u64 * 32;
-const MEMORY_LEN: u64 = SCRATCH_OFFSET + 320;
 
 /// A resolved socket.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +47,18 @@ pub(crate) struct Sock<'a> {
     pub(crate) record: &'a Socket,
     pub(crate) index: u32,
     pub(crate) handle: SpSocket,
+}
+
+impl<'a> Sock<'a> {
+    /// A socket known by its record alone.
+    pub(crate) const fn unnamed(function: &'a Function, record: &'a Socket, index: u32) -> Self {
+        Self {
+            function,
+            record,
+            index,
+            handle: SpSocket(0),
+        }
+    }
 }
 
 /// Composes a handle.
@@ -166,43 +164,6 @@ impl<'a> Sock<'a> {
         self.qp_slot() + 1
     }
 
-    #[inline]
-    fn memory(&self) -> Option<u64> {
-        // Relaxed: set before the state that allows its use; taken away under the tokens.
-        match self.record.memory.load(Ordering::Relaxed) {
-            0 => None,
-            memory => Some(memory),
-        }
-    }
-
-    #[inline]
-    pub(crate) fn send_ring(&self) -> Option<WqeRing> {
-        self.function
-            .arena()
-            .ring(self.memory()?, const { Depth::new(SQ_DEPTH).unwrap() })
-    }
-
-    #[inline]
-    pub(crate) fn recv_ring(&self) -> Option<WqeRing> {
-        let offset = self.memory()? + RQ_OFFSET;
-        self.function
-            .arena()
-            .ring(offset, const { Depth::new(RQ_DEPTH).unwrap() })
-    }
-
-    #[inline]
-    pub(crate) fn completion_ring(&self) -> Option<CqeRing> {
-        let offset = self.memory()? + CQ_OFFSET;
-        self.function
-            .arena()
-            .ring(offset, const { Depth::new(CQ_DEPTH).unwrap() })
-    }
-
-    /// Offset of the scratch record.
-    pub(crate) fn scratch(&self) -> Option<u64> {
-        Some(self.memory()? + SCRATCH_OFFSET)
-    }
-
     /// Takes a token of this socket.
     #[inline]
     pub(crate) fn take(&self, token: Token<'_>) -> Taken {
@@ -218,104 +179,6 @@ impl<'a> Sock<'a> {
             CONNECTED => Ok(()),
             DISCONNECTED => Err(self.sticky().unwrap_or(WsaError::ConnAborted)),
             _ => Err(WsaError::NotConn),
-        }
-    }
-}
-
-impl<'a> Locked<'a> {
-    /// Gives a socket its QP (in INIT) and CQ.
-    pub(crate) fn make_queues(&mut self, sock: &Sock<'_>) -> Result<(), AdminError> {
-        let function = self.function;
-        let no_memory = AdminError::Refused {
-            op: AdminOp::QP_CREATE,
-            status: ring_proto::admin::AdminStatus::NO_RESOURCE,
-        };
-        let memory = self.alloc_or_sweep(MEMORY_LEN).ok_or(no_memory)?;
-        function.arena().zero(memory, MEMORY_LEN);
-        function.clear_line(sock.qp_slot());
-        function.clear_line(sock.cq_slot());
-        let made = self.make_queues_in(sock, memory);
-        if made.is_err() {
-            self.destroy_queues(sock);
-            self.free(memory, MEMORY_LEN);
-        }
-        made
-    }
-
-    fn make_queues_in(&mut self, sock: &Sock<'_>, memory: u64) -> Result<(), AdminError> {
-        let record = sock.record;
-        let iova = ARENA_IOVA + memory;
-        let queue = QueueCreate {
-            ring: iova + CQ_OFFSET,
-            depth: CQ_DEPTH,
-            slot: sock.cq_slot(),
-        };
-        let [cqn, _] = self.admin(AdminOp::CQ_CREATE, queue.to_body())?;
-        record.cqn.store(low(cqn), Ordering::Relaxed);
-        let create = QpCreate {
-            sq_ring: iova,
-            rq_ring: iova + RQ_OFFSET,
-            sq_depth: SQ_DEPTH,
-            rq_depth: RQ_DEPTH,
-            pdn: self.function.header().pdn.load(Ordering::Relaxed),
-            send_cqn: low(cqn),
-            recv_cqn: low(cqn),
-            slot: sock.qp_slot(),
-            holder: Identity::slot_of(self.function.identity().word()),
-            access: Access::all().bits(),
-        };
-        let [qpn, _] = self.admin(AdminOp::QP_CREATE, create.to_body())?;
-        record.qpn.store(low(qpn), Ordering::Relaxed);
-        self.set_qp_state(low(qpn), QpState::INIT)?;
-        record.memory.store(memory, Ordering::Relaxed);
-        self.enter(sock, KEY_QP | u64::from(low(qpn)));
-        Ok(())
-    }
-
-    /// Moves a QP to RESET or INIT.
-    pub(crate) fn set_qp_state(&mut self, qpn: u32, state: QpState) -> Result<(), AdminError> {
-        // A socket outlasts any outage: the switch alone decides when to give up.
-        let is_init = state == QpState::INIT;
-        let modify = QpModify {
-            qpn,
-            state: state.0.into(),
-            attributes: if is_init {
-                QpAttributes::RETRY_UNLIMITED.bits()
-            } else {
-                0
-            },
-            retry_unlimited: is_init.into(),
-            ..Default::default()
-        };
-        self.admin(AdminOp::QP_MODIFY, modify.to_body()).map(drop)
-    }
-
-    /// Destroys QP and CQ. The memory stays the caller's.
-    fn destroy_queues(&mut self, sock: &Sock<'_>) {
-        for (op, number) in [
-            (AdminOp::QP_DESTROY, &sock.record.qpn),
-            (AdminOp::CQ_DESTROY, &sock.record.cqn),
-        ] {
-            let id = number.swap(0, Ordering::Relaxed);
-            if id != 0 {
-                match self.admin_on(op, id) {
-                    Ok(_) | Err(_) => {} // A dead device has no queues left.
-                }
-            }
-        }
-    }
-
-    /// Takes QP, CQ and their memory away from a socket; nobody may be posting or polling.
-    pub(crate) fn take_queues(&mut self, sock: &Sock<'_>) {
-        self.destroy_queues(sock);
-        // Events about this QPN may still lie in the queue; the next QP of that number must not get them.
-        events::file(self);
-        if sock.record.key.load(Ordering::Relaxed) & KEY_QP != 0 {
-            self.leave(sock);
-        }
-        let memory = sock.record.memory.swap(0, Ordering::Relaxed);
-        if memory != 0 {
-            self.free(memory, MEMORY_LEN);
         }
     }
 }
@@ -468,12 +331,7 @@ impl Core {
             self.stop_listening(&mut locked, &sock, listener);
         }
         // The QP first: what had completed before is reported as it was.
-        let qpn = record.qpn.swap(0, Ordering::Relaxed);
-        if qpn != 0 {
-            match locked.admin_on(AdminOp::QP_DESTROY, qpn) {
-                Ok(_) | Err(_) => {} // A dead device has no queues left.
-            }
-        }
+        let keeps_queues = locked.end_connection(&sock);
         locked.drop_registrations(&sock);
         // The memory stays the switch's, which gives it back when it has read the slots.
         locked.drop_allocations(record, false);
@@ -482,7 +340,11 @@ impl Core {
         sock.abort_all(WsaError::OperationAborted, &mut |notice| {
             notices.push(notice)
         });
-        locked.take_queues(&sock);
+        if keeps_queues {
+            locked.keep_queues(&sock, qpn);
+        } else {
+            locked.take_queues(&sock);
+        }
         for token in tokens {
             token.give();
         }

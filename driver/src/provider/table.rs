@@ -41,15 +41,12 @@ impl<'a> Locked<'a> {
         let function = self.function;
         let header = function.header();
         // Relaxed throughout: the lock orders all but the state.
-        let free = header.socket_free.load(Ordering::Relaxed);
-        let index = match free.checked_sub(1) {
-            Some(index) => {
-                let next = socket_record(function, index)?
-                    .next_free
-                    .load(Ordering::Relaxed);
-                header.socket_free.store(next, Ordering::Relaxed);
-                index
-            }
+        // First those that need no new queues.
+        let index = match self
+            .pop_free(&header.spare_free)
+            .or_else(|| self.pop_free(&header.socket_free))
+        {
+            Some(index) => index,
             None => {
                 let high = header.socket_high.load(Ordering::Relaxed);
                 socket_record(function, high)?;
@@ -65,8 +62,8 @@ impl<'a> Locked<'a> {
         for word in [
             &record.sticky,
             &record.orphaned,
+            &record.untaken,
             &record.qpn,
-            &record.cqn,
             &record.listener,
             &record.peer_function,
             &record.fence,
@@ -82,7 +79,6 @@ impl<'a> Locked<'a> {
             &record.request_producer,
             &record.recvs_posted,
             &record.recvs_done,
-            &record.cq_consumer,
             &record.flights,
         ] {
             word.store(0, Ordering::Relaxed);
@@ -91,7 +87,6 @@ impl<'a> Locked<'a> {
             &record.key,
             &record.local,
             &record.remote,
-            &record.memory,
             &record.registrations,
             &record.requests,
             &record.poll_token,
@@ -103,6 +98,11 @@ impl<'a> Locked<'a> {
         ] {
             word.store(0, Ordering::Relaxed);
         }
+        if record.spare_qpn.load(Ordering::Relaxed) == 0 {
+            record.cqn.store(0, Ordering::Relaxed);
+            record.cq_consumer.store(0, Ordering::Relaxed);
+            record.memory.store(0, Ordering::Relaxed);
+        }
         let me = function.identity().word();
         record.owner.store(me, Ordering::Relaxed);
         record.generation.store(generation, Ordering::Relaxed);
@@ -110,9 +110,22 @@ impl<'a> Locked<'a> {
         Some((record, index))
     }
 
+    /// Takes the first record of a list of free ones.
+    pub(crate) fn pop_free(&mut self, list: &AtomicU32) -> Option<u32> {
+        let index = list.load(Ordering::Relaxed).checked_sub(1)?;
+        let record = socket_record(self.function, index)?;
+        list.store(record.next_free.load(Ordering::Relaxed), Ordering::Relaxed);
+        Some(index)
+    }
+
     /// Gives a record back.
     pub(crate) fn free_record(&mut self, record: &Socket, index: u32) {
-        let free = &self.function.header().socket_free;
+        let header = self.function.header();
+        let free = if record.spare_qpn.load(Ordering::Relaxed) == 0 {
+            &header.socket_free
+        } else {
+            &header.spare_free
+        };
         record.state.store(FREE, Ordering::Release);
         record
             .next_free

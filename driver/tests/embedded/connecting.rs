@@ -368,9 +368,93 @@ fn many_connections_come_and_go_without_leaving_anything() {
         world.a.provider.wsp_close_socket(active).unwrap();
         world.b.provider.wsp_close_socket(accepted).unwrap();
     }
-    let counters = world.device.with(|device| device.node_counters());
-    assert!(
-        counters.iter().all(|node| node.counters.qps == 0),
-        "{counters:?}"
-    );
+    // What each node keeps are the queues of one connection, for the next.
+    for node in world.device.with(|device| device.node_counters()) {
+        let counters = node.counters;
+        assert_eq!(
+            (counters.qps, counters.cqs, counters.mrs),
+            (1, 1, 1),
+            "{node:?}"
+        );
+    }
+}
+
+#[test]
+fn kept_queues_carry_nothing_of_their_last_life() {
+    let world = World::new();
+    let (listener, wakes) = world.b.listener(ip(2), 80, 5);
+    for round in 0..20_u8 {
+        let (active, ends) = world.a.connecting(4000, at(80));
+        world.b.events(listener, &wakes);
+        let accepted = world.b.accept(listener).unwrap().socket;
+        assert_eq!(world.a.events(active, &ends).connect_error, None);
+        let (from, into) = (world.a.memory(active, 4096), world.b.memory(accepted, 4096));
+        // One message is taken, one lies in the queue unseen, one has no receive, and receives stay posted at the other end.
+        let received = [world.b.slot(accepted), world.b.slot(accepted)];
+        for slot in received {
+            let place = into.buffer(0, 2048);
+            world.b.recv(accepted, &[place], slot).unwrap();
+        }
+        let back = world.a.slot(active);
+        world
+            .a
+            .recv(active, &[from.buffer(2048, 2048)], back)
+            .unwrap();
+        from.write(0, &[round; 700]);
+        for len in [700_u32, 500, 300] {
+            let slot = world.a.slot(active);
+            world.a.send(active, &[from.buffer(0, len)], slot).unwrap();
+        }
+        assert_eq!(world.b.result(accepted, received[0]).unwrap().bytes, 700);
+        assert_eq!(into.read(0, 700), [round; 700]);
+        // The connection ends from either side, so each side hears of the other's end in some of its lives.
+        let ends = |host: &crate::support::Host, s| host.provider.wsp_close_socket(s).unwrap();
+        if round % 2 == 0 {
+            ends(&world.a, active);
+            ends(&world.b, accepted);
+        } else {
+            ends(&world.b, accepted);
+            ends(&world.a, active);
+        }
+    }
+    for node in world.device.with(|device| device.node_counters()) {
+        assert_eq!(node.counters.qps, 1, "{node:?}");
+    }
+}
+
+#[test]
+fn no_more_than_some_queues_are_kept() {
+    let world = World::new();
+    let (listener, wakes) = world.b.listener(ip(2), 80, 400);
+    let mut open = Vec::new();
+    for round in 0..200_u16 {
+        let (active, ends) = world.a.connecting(4000 + round, at(80));
+        world.b.events(listener, &wakes);
+        let accepted = world.b.accept(listener).unwrap().socket;
+        assert_eq!(world.a.events(active, &ends).connect_error, None);
+        open.push((active, accepted));
+    }
+    for (active, accepted) in open {
+        world.a.provider.wsp_close_socket(active).unwrap();
+        world.b.provider.wsp_close_socket(accepted).unwrap();
+    }
+    let kept = || {
+        let nodes = world.device.with(|device| device.node_counters());
+        nodes
+            .iter()
+            .map(|node| node.counters.qps)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(kept(), [128, 128]);
+    // What its listener still held would end with it, and is not kept.
+    let (active, ends) = world.a.connecting(4000, at(80));
+    world.b.events(listener, &wakes);
+    let provider = &world.b.provider;
+    let untaken = provider
+        .wsp_accept(listener, &mut |_| Verdict::Accept)
+        .unwrap();
+    assert_eq!(world.a.events(active, &ends).connect_error, None);
+    assert_eq!(kept(), [128, 128]);
+    provider.wsp_close_socket(untaken.socket).unwrap();
+    assert_eq!(kept(), [128, 127]);
 }

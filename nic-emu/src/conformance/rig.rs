@@ -137,7 +137,7 @@ impl<'a> Rig<'a> {
         a.connect(qa.qpn, from, at, 0, b"")?;
         let (_, _, request) = b.event_of(EventType::CM_REQUEST)?;
         b.accept(request, qb.qpn, 0)?;
-        a.expect_event(EventType::CM_ESTABLISHED, qa.qpn, 0)?;
+        a.expect_event(EventType::CM_ESTABLISHED, qa.qpn, b.function)?;
         Ok(Pair {
             a,
             b,

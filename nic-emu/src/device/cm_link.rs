@@ -101,7 +101,11 @@ impl Device {
 
     fn answered(&mut self, connector: QpRef, refusal: Option<CmStatus>) {
         let (event, code) = match refusal {
-            None => (EventType::CM_ESTABLISHED, 0),
+            None => {
+                let peer = self.qp(connector).and_then(|qp| qp.peer);
+                let function = peer.map_or(0, |peer| peer.function.0);
+                (EventType::CM_ESTABLISHED, function)
+            }
             Some(status) => (EventType::CM_REJECTED, status.0),
         };
         self.event(connector.place, event, connector.qpn, code);

@@ -576,6 +576,11 @@ impl Device {
         if owner.is_detached {
             return;
         }
+        // What its client had posted counts.
+        self.serve_admin(place);
+        let Some(owner) = self.functions.at_mut(place) else {
+            return;
+        };
         owner.is_detached = true;
         // Whoever still maps the doorbells must not wait for this function any more.
         owner.bar.failed().store(1, Ordering::Release);

@@ -202,6 +202,11 @@ impl Device {
         if generation == 0 || owner.holders.generation(slot.0) != generation {
             return;
         }
+        // What the process had posted counts: a hold it took last may be the one that keeps its bytes readable.
+        self.serve_admin(place);
+        let Some(owner) = self.functions.at_mut(place) else {
+            return;
+        };
         owner.holders.close(slot.0);
         owner.publish_holder(slot.0);
         let orphaned_clones = owner.holders.unanswered(slot.0);

@@ -1074,5 +1074,8 @@ pub(crate) fn establish(
     let (event, _, request) = b.event().expect("a request");
     assert_eq!(event, EventType::CM_REQUEST);
     assert_eq!(b.accept(device, request, qb, 0), AdminStatus::OK);
-    assert_eq!(a.event(), Some((EventType::CM_ESTABLISHED, qa, 0)));
+    assert_eq!(
+        a.event(),
+        Some((EventType::CM_ESTABLISHED, qa, b.function.0))
+    );
 }

@@ -65,7 +65,10 @@ fn request_carries_addresses_and_private_data_to_both_ends() {
     };
     let result = b.ok(&mut device, AdminOp::CM_ACCEPT, body.to_body());
     assert_eq!(low(result[0]), a.function.0);
-    assert_eq!(a.events(), [(EventType::CM_ESTABLISHED, qa.qpn, 0)]);
+    assert_eq!(
+        a.events(),
+        [(EventType::CM_ESTABLISHED, qa.qpn, b.function.0)]
+    );
     assert_eq!(
         query(&mut device, &mut b, buffer, request, 0),
         Err(AdminStatus::NO_OBJECT)
@@ -418,7 +421,10 @@ fn full_backlog_holds_until_room_or_limit() {
         AdminStatus::OK
     );
     assert_eq!(b.events().len(), 1, "room for one more");
-    assert_eq!(a.events(), [(EventType::CM_ESTABLISHED, qps[0].qpn, 0)]);
+    assert_eq!(
+        a.events(),
+        [(EventType::CM_ESTABLISHED, qps[0].qpn, b.function.0)]
+    );
     device.advance(1_000_000_000);
     pump(&mut device);
     let mut ends = a.events();
@@ -524,7 +530,10 @@ fn node_reaches_itself() {
     assert_eq!(status, AdminStatus::OK);
     let request = a.event().unwrap().2;
     assert_eq!(a.accept(&mut device, request, two.qpn, 0), AdminStatus::OK);
-    assert_eq!(a.events(), [(EventType::CM_ESTABLISHED, one.qpn, 0)]);
+    assert_eq!(
+        a.events(),
+        [(EventType::CM_ESTABLISHED, one.qpn, a.function.0)]
+    );
 }
 
 #[test]

@@ -73,7 +73,7 @@ fn connect_takes_the_time_of_the_link_both_ways() {
     accept(&mut pair);
     assert_eq!(pair.a.event(), None);
     run(&mut pair, 50 * US);
-    let established = (EventType::CM_ESTABLISHED, pair.qa.qpn, 0);
+    let established = (EventType::CM_ESTABLISHED, pair.qa.qpn, pair.b.function.0);
     assert_eq!(pair.a.events(), [established]);
     assert_eq!(pair.device.pump().next_timer_ns, None);
 }
@@ -108,7 +108,7 @@ fn connect_over_a_lossy_link_is_sent_again_until_it_arrives() {
         run(&mut pair, 60_000 * MS);
         accept(&mut pair);
         run(&mut pair, 60_000 * MS);
-        let established = (EventType::CM_ESTABLISHED, pair.qa.qpn, 0);
+        let established = (EventType::CM_ESTABLISHED, pair.qa.qpn, pair.b.function.0);
         assert_eq!(pair.a.events(), [established], "seed {seed}");
         assert_eq!(pair.b.events(), [], "seed {seed}");
     }

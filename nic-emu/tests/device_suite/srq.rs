@@ -70,7 +70,10 @@ impl Scene {
         let (event, _, request) = b.event().expect("a request");
         assert_eq!(event, EventType::CM_REQUEST);
         assert_eq!(b.accept(device, request, qb.qpn, 0), AdminStatus::OK);
-        assert_eq!(a.event(), Some((EventType::CM_ESTABLISHED, qa.qpn, 0)));
+        assert_eq!(
+            a.event(),
+            Some((EventType::CM_ESTABLISHED, qa.qpn, b.function.0))
+        );
         qas.push(qa);
         qbs.push(qb);
     }

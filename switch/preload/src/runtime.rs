@@ -29,6 +29,7 @@ use crate::calls::hosts::Hosts;
 use crate::host::ProgramHost;
 use crate::real;
 use crate::service::Service;
+use crate::signals;
 
 /// Id of the provider that is compiled in, as the emulator lists it.
 const PROVIDER: &str = "5a1ab000-0000-4000-8000-000000000001";
@@ -87,6 +88,7 @@ extern "C" fn start() {
     let Some(runtime) = from_environment() else {
         return;
     };
+    driver::sys::handlers_are_put_off_by(signals::is_inside);
     let runtime = Box::into_raw(Box::new(runtime));
     // SAFETY: the handlers are functions of this library, which is never unloaded.
     let registered = unsafe {

@@ -77,6 +77,11 @@ pub(crate) fn leave() {
     }
 }
 
+/// Whether this thread is in a section.
+pub(crate) fn is_inside() -> bool {
+    DEPTH.get() > 0
+}
+
 /// How many put-off signals this thread has got so far.
 #[inline]
 pub(crate) fn resent() -> u32 {

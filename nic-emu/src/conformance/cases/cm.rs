@@ -92,7 +92,7 @@ pub(super) const CASES: &[Case] = &[
             stage.b.accept(request, stage.qb.qpn, 0)?;
             stage
                 .a
-                .expect_event(EventType::CM_ESTABLISHED, stage.qa.qpn, 0)?;
+                .expect_event(EventType::CM_ESTABLISHED, stage.qa.qpn, stage.b.function)?;
             stage.a.expect_state(stage.qa.qpn, QpState::RTS)?;
             stage.b.expect_state(stage.qb.qpn, QpState::RTS)
         },
