@@ -219,6 +219,15 @@ pub fn drain(fd: RawFd) -> bool {
     rustix::io::read(borrow(fd), &mut count) != Err(Errno::INVAL)
 }
 
+/// Makes an epoll instance.
+///
+/// # Errors
+/// As `epoll_create1`.
+pub fn epoll() -> SysResult<Fd> {
+    use rustix::event::epoll;
+    epoll::create(epoll::CreateFlags::CLOEXEC).map(Fd::from_owned)
+}
+
 /// Makes an epoll instance that has an edge whenever `fd` gets one: any number of them can watch the same eventfd.
 ///
 /// # Errors

@@ -32,8 +32,6 @@ const NOT_INHERITED: &[(i32, i32)] = &[
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct OptionStore {
     entries: Vec<StoredOption>,
-    /// Something other than an option keeps the socket on TCP.
-    is_kept_on_tcp: bool,
 }
 
 /// One option, as the program gave it.
@@ -104,19 +102,12 @@ impl OptionStore {
         (half(0)? != 0).then(|| half(4).and_then(|s| u32::try_from(s).ok()).unwrap_or(0))
     }
 
-    /// Whether an option of the program, or the way it uses the socket, keeps it on TCP.
+    /// Whether an option of the program keeps the socket on TCP.
     #[must_use]
     pub fn needs_tcp(&self) -> bool {
-        self.is_kept_on_tcp
-            || self
-                .entries
-                .iter()
-                .any(|e| is_tcp_only(e.level, e.name) && e.value.iter().any(|&b| b != 0))
-    }
-
-    /// Keeps the socket on TCP whatever its options are: it is used in a way that only a kernel socket serves.
-    pub fn keep_on_tcp(&mut self) {
-        self.is_kept_on_tcp = true;
+        self.entries
+            .iter()
+            .any(|e| is_tcp_only(e.level, e.name) && e.value.iter().any(|&b| b != 0))
     }
 
     /// Options for the placeholder of an accepted connection.
@@ -131,7 +122,6 @@ impl OptionStore {
     pub fn inherit(&self) -> Self {
         Self {
             entries: self.inherited().cloned().collect(),
-            is_kept_on_tcp: false,
         }
     }
 

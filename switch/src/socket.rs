@@ -195,12 +195,6 @@ impl SwitchSocket {
         self.fd.store(fd, Ordering::Relaxed);
     }
 
-    /// Keeps a socket that has no companion yet on TCP (reason `option`): the program uses it as only a kernel socket can be used.
-    pub fn keep_on_tcp(&self) {
-        let _inside = gate::enter();
-        self.lock().options.keep_on_tcp();
-    }
-
     /// Stores an option that the program set and its kernel socket must not have.
     pub fn store_option(&self, level: i32, name: i32, value: &[u8]) {
         let _inside = gate::enter();

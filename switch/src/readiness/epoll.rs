@@ -1,51 +1,47 @@
 //! Epoll sets that know sockets which the SAN may carry.
 //!
 //! Place: `epoll_ctl` and `epoll_wait` of the preload library. The kernel's set stays in use: it holds kernel descriptors with the
-//! program's own events and data, and beside them the set's vectors, so one real `epoll_wait` waits for both.
+//! program's own events and data; [`super::vectors`] lets one real `epoll_wait` wait for it and for SAN connections.
 //! Invariants: a socket is registered in one place at a time, the kernel's set or ours ([`Place`]), and moves before the call that
-//! changes its road returns; the program's `data` travels untouched. Everything of ours in the kernel's set is edge-triggered and
-//! carries a mark as data that no program can have: the address of one of our own bytes.
-//! Edges: see `lock`. Source: epoll(7); Linux fs/eventpoll.c for what an edge is. Leaves out: sets within
-//! sets, whose sockets stay on TCP.
+//! changes its road returns; the program's `data` travels untouched. A connection that stays ready after it was told by level wakes the
+//! next sleeper of the set too, as in the kernel.
+//! Edges: see `lock`. Lock order: a set, then the sets within it ([`super::nested`]).
+//! Source: epoll(7); Linux fs/eventpoll.c for what an edge is. Leaves out: what a child that shares the set after a fork registers.
 //!
 //! ```text
-//! kernel's set: kernel descriptors (program's data) | listeners' doorbells (program's data) | vectors, wake, hang-ups (marks)
-//! ours:         SAN connections, connects under way, failed connects
+//! kernel's set: kernel descriptors (program's data) | listeners' doorbells (program's data) | wake (a mark)
+//! ours:         SAN connections, connects under way, failed connects | sets within the set, for their SAN connections
 //! ```
 
 use std::os::fd::RawFd;
 use std::sync::{Arc, Weak};
 
-use driver::spi::Waiter;
 use ring_proto::sync::{AtomicI32, AtomicU32, Ordering};
 
 use super::lock::Lock;
+use super::nested::Inner;
+use super::vectors::{Mark, OURS, Vectors};
 use super::{BLIND_NS, CONNECT_NS, Desk, Look, drive, glance, look, spin};
 use crate::event::EventFd;
-use crate::gate;
 use crate::outcome::Errno;
-use crate::provider_table::ProviderRef;
 use crate::socket::{Stage, SwitchSocket};
 use crate::sys::{self, SysResult};
 use crate::table::SlotRef;
 
 #[expect(clippy::cast_sign_loss, reason = "bits")]
-mod bit {
-    pub(super) const IN: u32 = (libc::EPOLLIN | libc::EPOLLRDNORM | libc::EPOLLRDHUP) as u32;
-    pub(super) const OUT: u32 = (libc::EPOLLOUT | libc::EPOLLWRNORM) as u32;
-    pub(super) const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
-    pub(super) const EDGE: u32 = libc::EPOLLET as u32;
-    pub(super) const ONCE: u32 = libc::EPOLLONESHOT as u32;
-    /// Of a vector: readable, by edges.
-    pub(super) const OURS: u32 = libc::EPOLLIN as u32 | EDGE;
+pub(super) mod bit {
+    pub(in super::super) const IN: u32 =
+        (libc::EPOLLIN | libc::EPOLLRDNORM | libc::EPOLLRDHUP) as u32;
+    pub(in super::super) const READABLE: u32 = (libc::EPOLLIN | libc::EPOLLRDNORM) as u32;
+    pub(in super::super) const OUT: u32 = (libc::EPOLLOUT | libc::EPOLLWRNORM) as u32;
+    pub(in super::super) const ALWAYS: u32 = (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+    pub(in super::super) const EDGE: u32 = libc::EPOLLET as u32;
+    pub(in super::super) const ONCE: u32 = libc::EPOLLONESHOT as u32;
+    pub(in super::super) const EXCLUSIVE: u32 = libc::EPOLLEXCLUSIVE as u32;
 }
 
 /// Every so manyth scan looks at all connections in any case.
 const FULL_SCAN: u32 = 64;
-/// Functions that one set can wait on.
-const VECTORS: usize = 64;
-/// Bytes whose addresses are the marks: the first for the wake descriptor, then two for each vector.
-static MARKS: [u8; 1 + 2 * VECTORS] = [0; 1 + 2 * VECTORS];
 
 /// Every set that knows a socket.
 #[derive(Debug, Default)]
@@ -56,21 +52,33 @@ pub struct Sets {
 /// One set.
 #[derive(Debug)]
 pub struct EpollSet {
-    state: Lock<SetState>,
+    pub(super) state: Lock<SetState>,
     /// A descriptor by which this process reached the kernel's set last.
     fd: AtomicI32,
-    /// Threads that sleep on the set, or are about to.
+    /// Eventfd that interrupts those who sleep on the set; in the kernel's set. -1 for none.
+    wake: AtomicI32,
+    /// Threads that sleep for the set, or are about to.
     sleepers: AtomicU32,
-    /// 1 once the set was put into another one: the kernel alone waits there.
-    nested: AtomicU32,
+    /// Those of them that sleep in the kernel's set itself, where no vector wakes them.
+    plain_sleepers: AtomicU32,
+    /// 1 once the program closed it.
+    closed: AtomicU32,
+    /// Sets that this one lies in.
+    pub(super) outers: Lock<Vec<Weak<EpollSet>>>,
 }
 
 #[derive(Debug, Default)]
-struct SetState {
-    registrations: Vec<Registration>,
-    vectors: Vec<SetVector>,
-    /// Interrupts those who sleep on the set.
+pub(super) struct SetState {
+    pub(super) registrations: Vec<Registration>,
+    /// Sets within this one.
+    pub(super) inners: Vec<Inner>,
+    vectors: Vectors,
+    /// Owns what [`EpollSet::wake`] names.
     wake: Option<EventFd>,
+    /// Grows with each change of what is registered.
+    pub(super) changes: u64,
+    /// The last scan left no room for the kernel's events.
+    owes_kernel: bool,
     /// Where the next scan begins, so that a small array of events starves nobody.
     next: usize,
     /// Scans so far.
@@ -78,7 +86,7 @@ struct SetState {
     /// Some registration lives here, as far as the last scan knows.
     has_ours: bool,
     /// Some connect is under way, as far as is known.
-    has_connecting: bool,
+    pub(super) has_connecting: bool,
 }
 
 /// How a scan looks at connections.
@@ -86,46 +94,36 @@ struct SetState {
 enum Care {
     /// Those that seem quiet are left alone, in all scans but some.
     Brief,
-    /// All of them: a sleep follows.
-    Full,
+    /// All of them, by a thread that counts as a sleeper already: a sleep follows.
+    Last,
 }
 
 #[derive(Debug)]
-struct Registration {
+pub(super) struct Registration {
     fd: RawFd,
-    socket: Arc<SwitchSocket>,
+    pub(super) socket: Arc<SwitchSocket>,
     events: u32,
     data: u64,
-    place: Place,
+    pub(super) place: Place,
     /// Stage that `place` was found for.
     stage: Stage,
     /// One-shot, and shot.
-    is_spent: bool,
+    pub(super) is_spent: bool,
     /// New or changed: what is ready now is an edge.
     is_fresh: bool,
     /// Edges already told.
-    told: (u64, u64),
+    pub(super) told: (u64, u64),
 }
 
 /// Where a registration lives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Place {
+pub(super) enum Place {
     /// In the kernel's set.
     Kernel,
     /// In the kernel's set, and the doorbell beside it.
     Listener(RawFd),
     /// Here.
     Ours,
-}
-
-#[derive(Debug)]
-struct SetVector {
-    provider: ProviderRef,
-    waiter: Waiter,
-    /// Fired since it was drained.
-    has_fired: bool,
-    /// Its device hung up, or would not show it.
-    is_doubtful: bool,
 }
 
 /// One event for the program.
@@ -144,6 +142,8 @@ pub enum Scan {
     Ready(usize),
     /// Nothing: wait, at most so long.
     Sleep {
+        /// Where: the program's set, or one of ours that holds it.
+        on: RawFd,
         /// Most nanoseconds of this wait, whatever the program's limit.
         limit_ns: Option<u64>,
     },
@@ -220,39 +220,33 @@ impl EpollSet {
         let set = Self {
             state: Lock::new(SetState::default()),
             fd: AtomicI32::new(fd),
+            wake: AtomicI32::new(-1),
             sleepers: AtomicU32::new(0),
-            nested: AtomicU32::new(0),
+            plain_sleepers: AtomicU32::new(0),
+            closed: AtomicU32::new(0),
+            outers: Lock::new(Vec::new()),
         };
-        set.state.lock().make_wake(fd)?;
+        let mut state = set.state.lock();
+        set.make_wake(&mut state, fd)?;
+        drop(state);
         Ok(Arc::new(set))
     }
 
-    /// The set is about to be put into another one. Its sockets stay on TCP from now on.
-    ///
-    /// # Errors
-    /// `EINVAL`: it holds a socket that the SAN carries, which the other set could not see.
-    pub fn nest(&self) -> Result<(), Errno> {
-        let sockets: Vec<Arc<SwitchSocket>> = {
-            let state = self.state.lock();
-            if state.registrations.iter().any(|r| r.place != Place::Kernel) {
-                return Err(libc::EINVAL);
-            }
-            // Relaxed: under the lock, like its reader.
-            self.nested.store(1, Ordering::Relaxed);
-            let all = state.registrations.iter();
-            all.map(|r| Arc::clone(&r.socket)).collect()
-        };
-        // Not under the set's lock: a socket's lock comes before it.
-        for socket in sockets {
-            socket.keep_on_tcp();
-        }
-        Ok(())
+    /// The program closed its last descriptor of the set.
+    pub fn close(&self) {
+        // Relaxed: a flag of its own.
+        self.closed.store(1, Ordering::Relaxed);
+    }
+
+    /// Whether the set is gone.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed) != 0
     }
 
     /// `epoll_ctl` on a socket that the switch knows.
     ///
     /// # Errors
-    /// The kernel's. `EINVAL` for a socket that the SAN carries, in a set within another set.
+    /// The kernel's.
     pub fn control(
         &self,
         set_fd: RawFd,
@@ -264,10 +258,6 @@ impl EpollSet {
         let socket = slot.socket().ok_or(libc::EBADF)?;
         // Relaxed: any descriptor of the set serves.
         self.fd.store(set_fd, Ordering::Relaxed);
-        // Relaxed: looked at again under the lock.
-        if operation == libc::EPOLL_CTL_ADD && self.nested.load(Ordering::Relaxed) != 0 {
-            socket.keep_on_tcp();
-        }
         let mut state = self.state.lock();
         let found = state
             .registrations
@@ -280,14 +270,11 @@ impl EpollSet {
                 // Before the place: a socket that moves in between has moved.
                 let stage = socket.stage();
                 let place = place_of(socket);
-                if place != Place::Kernel && self.nested.load(Ordering::Relaxed) != 0 {
-                    return Err(libc::EINVAL);
-                }
                 // The kernel's opinion of the arguments, also where the registration is ours.
                 sys::epoll_control(set_fd, operation, fd, events, data)?;
                 match place {
                     Place::Kernel => {}
-                    Place::Listener(doorbell) => change(set_fd, operation, doorbell, event),
+                    Place::Listener(doorbell) => ring(set_fd, operation, doorbell, event),
                     Place::Ours => change(set_fd, libc::EPOLL_CTL_DEL, fd, event),
                 }
                 state.registrations.push(Registration {
@@ -308,11 +295,15 @@ impl EpollSet {
             }
             (libc::EPOLL_CTL_MOD, Some(found)) => {
                 let r = &mut state.registrations[found];
+                // As the kernel has it: neither to nor from EPOLLEXCLUSIVE.
+                if r.place == Place::Ours && (r.events | events) & bit::EXCLUSIVE != 0 {
+                    return Err(libc::EINVAL);
+                }
                 if r.place != Place::Ours {
                     sys::epoll_control(set_fd, operation, fd, events, data)?;
                 }
                 if let Place::Listener(doorbell) = r.place {
-                    change(set_fd, operation, doorbell, event);
+                    ring(set_fd, operation, doorbell, event);
                 }
                 (r.events, r.data) = (events, data);
                 (r.is_spent, r.is_fresh) = (false, true);
@@ -322,7 +313,7 @@ impl EpollSet {
                 // Relaxed: a hint for close.
                 slot.sets.fetch_sub(1, Ordering::Relaxed);
                 if let Place::Listener(doorbell) = r.place {
-                    change(set_fd, operation, doorbell, event);
+                    ring(set_fd, operation, doorbell, event);
                 }
                 if r.place != Place::Ours {
                     sys::epoll_control(set_fd, operation, fd, 0, 0)?;
@@ -331,7 +322,9 @@ impl EpollSet {
             }
             _ => return sys::epoll_control(set_fd, operation, fd, events, data),
         }
-        self.wake(&state);
+        state.changes += 1;
+        drop(state);
+        self.wake();
         Ok(())
     }
 
@@ -348,6 +341,7 @@ impl EpollSet {
         self.fd.store(set_fd, Ordering::Relaxed);
         let ready = self.collect(desk, set_fd, room, &mut put);
         if ready > 0 || !may_sleep {
+            self.state.lock().owes_kernel = ready == room;
             return Scan::Ready(ready);
         }
         let has_ours = self.state.lock().has_ours;
@@ -362,14 +356,26 @@ impl EpollSet {
         }
         // AcqRel, with the lock that every change of the set takes: who changes it afterwards sees a sleeper and wakes it.
         self.sleepers.fetch_add(1, Ordering::AcqRel);
-        let limit_ns = self.arm(set_fd);
+        let (on, limit_ns) = self.arm(set_fd);
+        let is_plain = on == set_fd;
+        if is_plain {
+            self.plain_sleepers.fetch_add(1, Ordering::AcqRel);
+        } else if self.plain_sleepers.load(Ordering::Acquire) > 0 {
+            // They went to sleep before there was a vector.
+            self.wake();
+        }
         // Armed: what came before is found now, what comes later wakes.
-        let ready = self.collect_with(Care::Full, desk, set_fd, room, put);
+        let ready = self.collect_with(Care::Last, desk, set_fd, room, put);
         if ready > 0 {
-            self.slept();
+            self.slept(is_plain);
             return Scan::Ready(ready);
         }
-        Scan::Sleep { limit_ns }
+        Scan::Sleep { on, limit_ns }
+    }
+
+    /// Whether the kernel's events come first this time: the last scan left no room for them.
+    pub fn owes_kernel(&self) -> bool {
+        core::mem::take(&mut self.state.lock().owes_kernel)
     }
 
     /// Events that are ready here.
@@ -391,17 +397,20 @@ impl EpollSet {
         room: usize,
         mut put: impl FnMut(usize, Event),
     ) -> usize {
-        for socket in self.connecting() {
+        let mut connecting = Vec::new();
+        self.connecting(&mut connecting);
+        for socket in connecting {
             drive(desk.switch, &socket);
         }
         let mut state = self.state.lock();
         state.scans = state.scans.wrapping_add(1);
-        let is_full = care == Care::Full || state.scans.is_multiple_of(FULL_SCAN);
+        let is_full = care == Care::Last || state.scans.is_multiple_of(FULL_SCAN);
         let look = if is_full { look } else { glance };
         let count = state.registrations.len();
         let start = state.next;
         let mut ready = 0;
         let mut has_ours = false;
+        let mut is_told_by_level = false;
         for n in 0..count {
             let at = match start + n {
                 at if at < count => at,
@@ -423,69 +432,107 @@ impl EpollSet {
                 state.next = at;
                 has_ours = true;
                 // Another sleeper may take what this one has no room for.
-                self.wake(&state);
+                is_told_by_level = true;
                 break;
             }
             r.told = edges;
             r.is_fresh = false;
             r.is_spent = r.events & bit::ONCE != 0;
+            is_told_by_level |= r.events & (bit::ONCE | bit::EDGE) == 0;
             put(ready, event);
             ready += 1;
         }
-        state.has_ours = has_ours;
+        let (more, has_inner) =
+            self.collect_inners(&mut state, desk, look, room - ready, |at, event| {
+                put(ready + at, event);
+            });
+        ready += more;
+        state.has_ours = has_ours || has_inner;
+        let is_shared = is_told_by_level
+            && self.sleepers.load(Ordering::Acquire) > u32::from(care == Care::Last);
+        drop(state);
+        if is_shared {
+            // Still ready, as far as is known: the next sleeper is told too.
+            self.wake();
+        }
         ready
     }
 
-    /// Ends a wait that [`Self::scan`] began with [`Scan::Sleep`]. A thread that never comes back costs wake-ups nobody needs.
-    pub fn slept(&self) {
+    /// Ends a wait that [`Self::scan`] began with [`Scan::Sleep`]; `is_plain`: in the program's set itself. A thread that never comes
+    /// back costs wake-ups nobody needs.
+    pub fn slept(&self, is_plain: bool) {
         self.sleepers.fetch_sub(1, Ordering::AcqRel);
+        if is_plain {
+            self.plain_sleepers.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 
-    /// Takes our marks out of what the kernel has returned. Returns the events that stay.
-    pub fn take_marks(&self, events: &mut [libc::epoll_event]) -> usize {
+    /// Takes our marks out of what the kernel has returned. Returns the events that stay, and whether the program's set has more.
+    pub fn take_marks(&self, events: &mut [libc::epoll_event]) -> (usize, bool) {
         let mut kept = 0;
+        let mut has_more = false;
         let mut state = None;
         for at in 0..events.len() {
             let event = events[at];
-            match mark_number(event.u64) {
+            match Mark::of(event.u64) {
                 None => {
                     events[kept] = event;
                     kept += 1;
                 }
-                Some(0) => {}
-                Some(number) => {
+                Some(Mark::Wake) => {}
+                Some(Mark::Set) => has_more = true,
+                Some(mark) => {
                     let state = state.get_or_insert_with(|| self.state.lock());
-                    if let Some(vector) = state.vectors.get_mut((number - 1) / 2) {
-                        vector.has_fired = true;
-                        vector.is_doubtful |= number % 2 == 0;
-                    }
+                    state.vectors.note(mark);
                 }
             }
         }
-        kept
+        (kept, has_more)
     }
 
-    /// Connects under way. The end of one is told to the host, which comes back to this set: no lock is held then.
-    fn connecting(&self) -> Vec<Arc<SwitchSocket>> {
-        let mut state = self.state.lock();
-        if !state.has_connecting {
-            return Vec::new();
+    /// Connects under way, here and in sets within. The end of one is told to the host, which comes back to this set: no lock is held
+    /// then.
+    pub(super) fn connecting(&self, found: &mut Vec<Arc<SwitchSocket>>) {
+        let inners: Vec<Arc<Self>> = {
+            let mut state = self.state.lock();
+            if state.has_connecting {
+                let before = found.len();
+                let all = state.registrations.iter();
+                found.extend(
+                    all.filter(|r| r.socket.is_connecting())
+                        .map(|r| Arc::clone(&r.socket)),
+                );
+                state.has_connecting = found.len() > before;
+            }
+            if state.inners.is_empty() {
+                return;
+            }
+            state.inners.iter().filter_map(Inner::living).collect()
+        };
+        for inner in inners {
+            inner.connecting(found);
         }
-        let connecting: Vec<_> = state
-            .registrations
-            .iter()
-            .filter(|r| r.socket.is_connecting())
-            .map(|r| Arc::clone(&r.socket))
-            .collect();
-        state.has_connecting = !connecting.is_empty();
-        connecting
     }
 
-    fn wake(&self, state: &SetState) {
-        if self.sleepers.load(Ordering::Acquire) > 0
-            && let Some(wake) = &state.wake
-        {
-            wake.signal();
+    /// Interrupts a sleeper of this set, and of the sets it lies in. Not under a set's lock.
+    pub(super) fn wake(&self) {
+        if self.sleepers.load(Ordering::Acquire) > 0 {
+            // Relaxed: changes in a forked child only, which has one thread then.
+            let wake = self.wake.load(Ordering::Relaxed);
+            // One more for each that no vector wakes.
+            for _ in 0..=self.plain_sleepers.load(Ordering::Acquire) {
+                sys::signal(wake);
+            }
+        }
+        let outers: Vec<Arc<Self>> = {
+            let list = self.outers.lock();
+            if list.is_empty() {
+                return;
+            }
+            list.iter().filter_map(Weak::upgrade).collect()
+        };
+        for outer in outers {
+            outer.wake();
         }
     }
 
@@ -500,12 +547,14 @@ impl EpollSet {
             }
         }
         if is_concerned {
-            self.wake(&state);
+            state.changes += 1;
+            drop(state);
+            self.wake();
         }
     }
 
     /// A descriptor of the kernel's set.
-    fn reach(&self, desk: &Desk) -> RawFd {
+    pub(super) fn reach(&self, desk: &Desk) -> RawFd {
         // Relaxed: checked here.
         let last = self.fd.load(Ordering::Relaxed);
         let is_ours = |fd: RawFd| {
@@ -519,83 +568,64 @@ impl EpollSet {
         tracked.find(|&fd| is_ours(fd)).unwrap_or(last)
     }
 
-    /// Arms every connection for the set's vectors. Returns how soon the wait must end all the same.
-    fn arm(&self, set_fd: RawFd) -> Option<u64> {
+    /// Arms every connection for the set's vectors. Returns where to sleep, and how soon the wait must end all the same.
+    fn arm(&self, set_fd: RawFd) -> (RawFd, Option<u64>) {
         let mut state = self.state.lock();
         let SetState {
             registrations,
+            inners,
             vectors,
             ..
         } = &mut *state;
-        for vector in vectors.iter_mut().filter(|v| v.has_fired) {
-            vector.provider.waiting.drain(vector.waiter);
-            vector.has_fired = false;
-        }
-        for vector in vectors.iter().filter(|v| v.is_doubtful) {
-            vector.provider.waiting.check(vector.waiter.function);
-        }
+        vectors.refresh();
         let mut limit_ns = u64::MAX;
-        for r in registrations.iter() {
-            if r.place != Place::Ours || r.is_spent {
-                continue;
-            }
-            let Some(conn) = r
-                .socket
-                .conn()
-                .filter(|_| r.socket.stage() == Stage::SanConnected)
-            else {
-                limit_ns = limit_ns.min(CONNECT_NS);
-                continue;
-            };
-            let provider = conn.provider();
-            let is_armed = provider
-                .waiting
-                .function_of(conn.sp())
-                .and_then(|f| vector_of(vectors, set_fd, provider, f))
-                .is_some_and(|waiter| conn.is_armed(waiter) || conn.arm(waiter).is_ok());
-            if !is_armed && r.told.0 != u64::MAX {
-                limit_ns = limit_ns.min(BLIND_NS);
-            }
+        let mut arm = |r: &Registration| {
+            limit_ns = limit_ns.min(r.arm(vectors, set_fd));
+        };
+        registrations.iter().for_each(&mut arm);
+        for inner in inners.iter().filter_map(Inner::living) {
+            inner.each_of_ours(&mut arm);
         }
-        (limit_ns != u64::MAX).then_some(limit_ns)
+        let on = state.vectors.waits().unwrap_or(set_fd);
+        (on, (limit_ns != u64::MAX).then_some(limit_ns))
     }
 
-    /// In a forked child: the vectors are the parent's. The kernel's set is shared, and keeps the parent's marks.
+    /// In a forked child: the vectors are the parent's. The kernel's set is shared, and keeps the parent's wake descriptor.
+    /// DEVIATION: what is registered here is a copy from now on.
     fn forked(&self) {
         let mut state = self.state.lock();
-        state.vectors.clear();
+        state.vectors.forget();
         state.wake = None;
         // Relaxed: the child has one thread.
         let fd = self.fd.load(Ordering::Relaxed);
+        self.wake.store(-1, Ordering::Relaxed);
         self.sleepers.store(0, Ordering::Relaxed);
+        self.plain_sleepers.store(0, Ordering::Relaxed);
         // Without it, other threads' changes are seen at the next wait only.
-        state.make_wake(fd).ok();
+        self.make_wake(&mut state, fd).ok();
+    }
+
+    fn make_wake(&self, state: &mut SetState, set_fd: RawFd) -> SysResult<()> {
+        let wake = EventFd::new()?;
+        let data = Mark::Wake.data();
+        sys::epoll_control(set_fd, libc::EPOLL_CTL_ADD, wake.fd(), OURS, data)?;
+        // Relaxed: see `wake`.
+        self.wake.store(wake.fd(), Ordering::Relaxed);
+        state.wake = Some(wake);
+        Ok(())
     }
 }
 
 impl Drop for EpollSet {
     fn drop(&mut self) {
         // Not by the lock: the last reference may go while a fork keeps it closed, and that fork waits for those inside the gate.
-        let vectors = core::mem::take(&mut self.state.value_mut().vectors);
-        let _inside = gate::enter();
-        for vector in vectors {
-            vector.provider.waiting.release(vector.waiter);
-        }
-    }
-}
-
-impl SetState {
-    fn make_wake(&mut self, set_fd: RawFd) -> SysResult<()> {
-        let wake = EventFd::new()?;
-        sys::epoll_control(set_fd, libc::EPOLL_CTL_ADD, wake.fd(), bit::OURS, mark(0))?;
-        self.wake = Some(wake);
-        Ok(())
+        self.state.value_mut().vectors.release();
     }
 }
 
 impl Registration {
     /// Whether the socket may have to move.
-    fn has_moved(&self) -> bool {
+    pub(super) fn has_moved(&self) -> bool {
         let stage = self.socket.stage();
         // A failed connect moves when its error is taken, a listener when it has its doorbell.
         let is_settled = match stage {
@@ -607,7 +637,7 @@ impl Registration {
     }
 
     /// Moves to where the socket's stage says.
-    fn settle(&mut self, set_fd: RawFd) {
+    pub(super) fn settle(&mut self, set_fd: RawFd) {
         self.stage = self.socket.stage();
         let wanted = place_of(&self.socket);
         if wanted == self.place {
@@ -625,7 +655,7 @@ impl Registration {
         };
         // A number that the program has closed meanwhile cannot be moved; its registration ends with the file.
         if let Place::Listener(doorbell) = self.place {
-            change(set_fd, libc::EPOLL_CTL_DEL, doorbell, event);
+            ring(set_fd, libc::EPOLL_CTL_DEL, doorbell, event);
         }
         match (self.place == Place::Ours, wanted == Place::Ours) {
             (true, false) => change(set_fd, libc::EPOLL_CTL_ADD, self.fd, event),
@@ -633,14 +663,14 @@ impl Registration {
             _ => {}
         }
         if let Place::Listener(doorbell) = wanted {
-            change(set_fd, libc::EPOLL_CTL_ADD, doorbell, event);
+            ring(set_fd, libc::EPOLL_CTL_ADD, doorbell, event);
         }
         self.place = wanted;
         self.is_fresh = true;
     }
 
     /// The event to tell now, if any, and the edges it stands for.
-    fn ready(&self, look: fn(&SwitchSocket) -> Look) -> Option<(Event, (u64, u64))> {
+    pub(super) fn ready(&self, look: fn(&SwitchSocket) -> Look) -> Option<(Event, (u64, u64))> {
         if self.place != Place::Ours || self.is_spent {
             return None;
         }
@@ -664,6 +694,30 @@ impl Registration {
     }
 }
 
+impl Registration {
+    /// Arms the connection with one of a set's vectors. Returns how soon a wait must end all the same; `u64::MAX`: not by this one.
+    fn arm(&self, vectors: &mut Vectors, set_fd: RawFd) -> u64 {
+        if self.place != Place::Ours || self.is_spent {
+            return u64::MAX;
+        }
+        let is_connected = self.socket.stage() == Stage::SanConnected;
+        let Some(conn) = self.socket.conn().filter(|_| is_connected) else {
+            return CONNECT_NS;
+        };
+        let provider = conn.provider();
+        let is_armed = provider
+            .waiting
+            .function_of(conn.sp())
+            .and_then(|f| vectors.of(set_fd, provider, f))
+            .is_some_and(|waiter| conn.is_armed(waiter) || conn.arm(waiter).is_ok());
+        if is_armed || self.told.0 == u64::MAX {
+            u64::MAX
+        } else {
+            BLIND_NS
+        }
+    }
+}
+
 /// Where a socket of this stage is registered.
 fn place_of(socket: &SwitchSocket) -> Place {
     match socket.stage() {
@@ -675,67 +729,14 @@ fn place_of(socket: &SwitchSocket) -> Place {
 }
 
 /// Changes an entry of the kernel's set beside the program's own call. What it cannot change is gone with its file.
-fn change(set_fd: RawFd, operation: i32, fd: RawFd, event: Event) {
+pub(super) fn change(set_fd: RawFd, operation: i32, fd: RawFd, event: Event) {
     sys::epoll_control(set_fd, operation, fd, event.events, event.data).ok();
 }
 
-/// The set's vector for a function, made and put into the kernel's set when it is the first.
-fn vector_of(
-    vectors: &mut Vec<SetVector>,
-    set_fd: RawFd,
-    provider: &ProviderRef,
-    function: u32,
-) -> Option<Waiter> {
-    let known = vectors
-        .iter()
-        .find(|v| v.provider.index == provider.index && v.waiter.function == function);
-    if let Some(known) = known {
-        return Some(known.waiter);
-    }
-    let number = vectors.len();
-    if number == VECTORS {
-        return None;
-    }
-    // The provider's own locks must be free when another thread forks.
-    let inside = gate::enter();
-    let waiter = provider.waiting.acquire(function).ok();
-    drop(inside);
-    let waiter = waiter?;
-    let vector_mark = mark(1 + 2 * number);
-    let add = libc::EPOLL_CTL_ADD;
-    if sys::epoll_control(set_fd, add, waiter.fd, bit::OURS, vector_mark).is_err() {
-        provider.waiting.release(waiter);
-        return None;
-    }
-    let functions = provider.waiting.functions();
-    let hangup = functions
-        .into_iter()
-        .find(|&(index, _)| index == function)
-        .and_then(|(_, fd)| fd);
-    if let Some(hangup) = hangup {
-        // Reported unasked, once, because it is an edge.
-        let event = Event {
-            events: bit::EDGE,
-            data: mark(2 + 2 * number),
-        };
-        change(set_fd, add, hangup, event);
-    }
-    vectors.push(SetVector {
-        provider: Arc::clone(provider),
-        waiter,
-        has_fired: false,
-        is_doubtful: hangup.is_none(),
-    });
-    Some(waiter)
-}
-
-fn mark(number: usize) -> u64 {
-    core::ptr::from_ref(&MARKS[number]).addr() as u64
-}
-
-fn mark_number(data: u64) -> Option<usize> {
-    let offset = data.checked_sub(mark(0))?;
-    usize::try_from(offset).ok().filter(|&n| n < MARKS.len())
+/// Changes the entry of a listener's doorbell: it stands for the readable half alone, and is always writable as a descriptor.
+fn ring(set_fd: RawFd, operation: i32, doorbell: RawFd, event: Event) {
+    let events = event.events & !bit::OUT;
+    change(set_fd, operation, doorbell, Event { events, ..event });
 }
 
 #[cfg(test)]

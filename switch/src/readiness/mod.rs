@@ -7,7 +7,9 @@
 
 pub mod epoll;
 pub mod lock;
+mod nested;
 pub mod poll;
+mod vectors;
 
 use core::cell::Cell;
 use std::os::fd::RawFd;

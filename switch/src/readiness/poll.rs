@@ -11,7 +11,7 @@ use std::os::fd::RawFd;
 use super::{BLIND_NS, CONNECT_NS, Desk, Look, arm, drive, glance, look, spin};
 use crate::socket::SwitchSocket;
 use crate::sys;
-use crate::table::Table;
+use crate::table::{Kind, Table};
 use crate::waiters::{FUNCTIONS, Sleep};
 
 /// Doorbells of listeners that one wait can watch.
@@ -66,8 +66,11 @@ pub enum Round {
 #[inline]
 #[must_use]
 pub fn concerns(table: &Table, fds: impl IntoIterator<Item = RawFd>) -> bool {
-    fds.into_iter()
-        .any(|fd| table.peek(fd).is_some_and(crate::table::Slot::is_san))
+    fds.into_iter().any(|fd| match table.kind(fd) {
+        Kind::None => false,
+        Kind::Socket => table.peek(fd).is_some_and(crate::table::Slot::is_san),
+        Kind::Set => true,
+    })
 }
 
 /// One round of a poll. `work` has the length of `fds` and [`EXTRA`].
@@ -90,6 +93,10 @@ pub fn round(
                 && let Some(socket) = slot.socket()
             {
                 arm(desk, socket, &mut state.sleep);
+            } else if let Some(slot) = desk.table.get_set(entry.fd)
+                && let Some(set) = slot.set()
+            {
+                set.arm_members(desk, &mut state.sleep);
             }
         }
         // Armed: what came before is found now, what comes later wakes.
@@ -139,6 +146,17 @@ fn look_at_all(
     for (index, (entry, kernel)) in fds.iter_mut().zip(own).enumerate() {
         entry.revents = 0;
         *kernel = *entry;
+        if desk.table.kind(entry.fd) == Kind::Set {
+            // The kernel answers for the set too; its answer is added.
+            if let Some(slot) = desk.table.get_set(entry.fd)
+                && let Some(set) = slot.set()
+                && set.polled(desk, look).is_ready
+            {
+                entry.revents = entry.events & (libc::POLLIN | libc::POLLRDNORM);
+                ready += usize::from(entry.revents != 0);
+            }
+            continue;
+        }
         let Some(slot) = desk.table.get(entry.fd) else {
             continue;
         };
@@ -190,7 +208,7 @@ fn merge(fds: &mut [libc::pollfd], work: &mut [libc::pollfd], state: &PollState)
         sys::poll(asked, Some(0)).ok();
         let (own, doorbells) = asked.split_at(count);
         for (entry, kernel) in fds.iter_mut().zip(own).filter(|(_, k)| k.fd >= 0) {
-            entry.revents = kernel.revents;
+            entry.revents |= kernel.revents;
         }
         for (doorbell, &owner) in doorbells.iter().zip(&state.owners) {
             // The event of a connect is not readiness: the next look tells what came of it.

@@ -36,6 +36,10 @@ fn finish(runtime: &'static Runtime, fd: c_int, removed: Removed<'_>) {
 }
 
 fn last_closed(runtime: &'static Runtime, slot: &SlotRef<'_>) {
+    if let Some(set) = slot.set() {
+        set.close();
+        return;
+    }
     traffic::ended(runtime, slot);
     let Some(socket) = slot.socket() else {
         return;

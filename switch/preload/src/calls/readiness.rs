@@ -248,25 +248,19 @@ pub(crate) unsafe fn control(
     if runtime::is_hidden(fd) || runtime::is_hidden(set_fd) {
         return Some(Err(libc::EBADF));
     }
-    if operation == libc::EPOLL_CTL_ADD && TABLE.kind(fd) != Kind::Socket {
-        return nest(runtime, set_fd, fd).err().map(Err);
+    // SAFETY: by the caller's promise.
+    let event = unsafe { read_event(operation, event) };
+    if TABLE.kind(fd) != Kind::Socket {
+        return control_set(runtime, set_fd, operation, fd, event.ok()?);
     }
     let slot = TABLE.get(fd)?;
     let socket = slot.socket()?;
     if runtime.process.is_foreign() {
         return None;
     }
-    let event = if operation == libc::EPOLL_CTL_DEL {
-        Event { events: 0, data: 0 }
-    } else if event.is_null() {
-        return Some(Err(libc::EFAULT));
-    } else {
-        // SAFETY: by the caller's promise.
-        let event = unsafe { event.read_unaligned() };
-        Event {
-            events: event.events,
-            data: event.u64,
-        }
+    let event = match event {
+        Ok(event) => event,
+        Err(errno) => return Some(Err(errno)),
     };
     switch::readiness::drive(&runtime.switch, socket);
     let known = TABLE.get_set(set_fd);
@@ -289,20 +283,53 @@ fn track(set_fd: c_int) -> Option<SlotRef<'static>> {
     Some(kept)
 }
 
-/// `fd`, which is no socket, is about to be put into the set `outer`: if it is a set, its sockets stay on TCP.
-fn nest(runtime: &Runtime, outer: c_int, fd: c_int) -> Result<(), Errno> {
+/// The program's event of an `epoll_ctl`.
+///
+/// # Safety
+/// `event` is null or valid.
+unsafe fn read_event(operation: c_int, event: *const epoll_event) -> Result<Event, Errno> {
+    if operation == libc::EPOLL_CTL_DEL {
+        return Ok(Event { events: 0, data: 0 });
+    }
+    if event.is_null() {
+        return Err(libc::EFAULT);
+    }
+    // SAFETY: by the caller's promise.
+    let event = unsafe { event.read_unaligned() };
+    Ok(Event {
+        events: event.events,
+        data: event.u64,
+    })
+}
+
+/// `epoll_ctl` on what is no socket: a set within a set must be known on both sides. `None` for anything else.
+fn control_set(
+    runtime: &Runtime,
+    outer: c_int,
+    operation: c_int,
+    fd: c_int,
+    event: Event,
+) -> Option<Result<(), Errno>> {
     if runtime.process.is_foreign() {
-        return Ok(());
+        return None;
     }
     let inner = TABLE.get_set(fd).or_else(|| {
         // A set answers that it does not hold the other one, anything else that it is no set.
-        let probe = sys::epoll_control(fd, libc::EPOLL_CTL_DEL, outer, 0, 0);
-        (probe == Err(libc::ENOENT)).then(|| track(fd)).flatten()
-    });
-    match inner.as_ref().and_then(|slot| slot.set()) {
-        Some(inner) => inner.nest(),
-        None => Ok(()),
-    }
+        let is_set = || {
+            let probe = sys::epoll_control(fd, libc::EPOLL_CTL_DEL, outer, 0, 0);
+            probe == Err(libc::ENOENT)
+        };
+        (operation == libc::EPOLL_CTL_ADD && is_set())
+            .then(|| track(fd))
+            .flatten()
+    })?;
+    let holder = TABLE.get_set(outer).or_else(|| track(outer))?;
+    let inner = inner.set()?;
+    Some(
+        holder
+            .set()?
+            .control_inner(outer, operation, (fd, inner), event),
+    )
 }
 
 /// Whether a set knows sockets of the switch.
@@ -311,42 +338,83 @@ pub(crate) fn is_known(set_fd: c_int) -> bool {
     TABLE.kind(set_fd) == Kind::Set
 }
 
-/// Begins a wait on a set. `None` for the real function alone.
+/// What a wait on a set begins with.
+#[derive(Clone, Copy)]
+pub(crate) enum Begun {
+    /// So many events lie there.
+    Ready(usize),
+    /// Wait on this set, at most so long; then [`collect`] or [`abandon`].
+    Sleep(c_int, Option<u64>),
+    /// The set is not known any more: the real function's alone.
+    Unknown,
+}
+
+/// Begins a wait on a set.
 ///
 /// # Safety
 /// `events` has `room` elements.
-pub(crate) unsafe fn scan(
+pub(crate) unsafe fn begin(
     set_fd: c_int,
     events: *mut epoll_event,
     room: usize,
     deadline_ns: u64,
-) -> Option<Scan> {
-    let runtime = runtime::get()?;
-    let slot = TABLE.get_set(set_fd)?;
+) -> Begun {
+    let (Some(runtime), Some(slot)) = (runtime::get(), TABLE.get_set(set_fd)) else {
+        return Begun::Unknown;
+    };
+    let Some(set) = slot.set() else {
+        return Begun::Unknown;
+    };
     SERVICE.ensure();
+    let desk = runtime.desk();
+    let kernels = if set.owes_kernel() {
+        // SAFETY: by the caller's promise.
+        unsafe { look_at_kernels(set, set_fd, events, room, 0) }
+    } else {
+        0
+    };
     let put = |at: usize, event: Event| {
-        // SAFETY: `at` is below the room, by the promise of `scan`.
-        let place = unsafe { events.add(at) };
+        // SAFETY: `at` is below the room given to `scan` or `collect`.
+        let place = unsafe { events.add(kernels + at) };
         // SAFETY: by the caller's promise.
         unsafe { place.write_unaligned(stored(event)) };
     };
-    let may_sleep = !is_over(deadline_ns);
-    Some(
-        slot.set()?
-            .scan(&runtime.desk(), set_fd, room, may_sleep, put),
-    )
+    let (ours, all) = if kernels > 0 {
+        let ours = set.collect(&desk, set_fd, room - kernels, put);
+        (kernels..kernels + ours, kernels + ours)
+    } else {
+        match set.scan(&desk, set_fd, room, !is_over(deadline_ns), put) {
+            Scan::Sleep { on, limit_ns } => return Begun::Sleep(on, limit_ns),
+            Scan::Ready(ready) => {
+                // SAFETY: by the caller's promise.
+                let all = unsafe { look_at_kernels(set, set_fd, events, room, ready) };
+                (0..ready, all)
+            }
+        }
+    };
+    // SAFETY: so many were written.
+    let told = unsafe { core::slice::from_raw_parts_mut(events, all) };
+    Begun::Ready(set.merge_inners(told, ours))
 }
 
-/// Ends a wait: `result` events of the kernel lie at `events`. Returns how many are the program's, ours added behind them.
+/// Ends a wait that did not take place.
+pub(crate) fn abandon((set_fd, slept_on): (c_int, c_int)) {
+    if let Some(slot) = TABLE.get_set(set_fd)
+        && let Some(set) = slot.set()
+    {
+        set.slept(slept_on == set_fd);
+    }
+}
+
+/// Ends a wait on `slept_on`, which has written `result` events to `events`. Returns how many are the program's, ours among them.
 ///
 /// # Safety
 /// `events` has `room` elements.
 pub(crate) unsafe fn collect(
-    set_fd: c_int,
+    (set_fd, slept_on): (c_int, c_int),
     events: *mut epoll_event,
     room: usize,
     result: c_int,
-    has_slept: bool,
 ) -> usize {
     let (Some(runtime), Some(slot)) = (runtime::get(), TABLE.get_set(set_fd)) else {
         return usize::try_from(result).unwrap_or(0);
@@ -354,10 +422,8 @@ pub(crate) unsafe fn collect(
     let Some(set) = slot.set() else {
         return 0;
     };
-    if has_slept {
-        set.slept();
-    }
-    let kept = {
+    set.slept(slept_on == set_fd);
+    let (kept, has_more) = {
         let count = usize::try_from(result).unwrap_or(0).min(room);
         // SAFETY: the kernel wrote so many, and the room is the caller's promise.
         let told = unsafe { core::slice::from_raw_parts_mut(events, count) };
@@ -369,10 +435,16 @@ pub(crate) unsafe fn collect(
         // SAFETY: by the caller's promise.
         unsafe { place.write_unaligned(stored(event)) };
     };
-    if !has_slept || kept == room {
-        return kept;
-    }
-    kept + set.collect(&runtime.desk(), set_fd, room - kept, put)
+    let ours = set.collect(&runtime.desk(), set_fd, room - kept, put);
+    let all = if has_more {
+        // SAFETY: as above.
+        unsafe { look_at_kernels(set, set_fd, events, room, kept + ours) }
+    } else {
+        kept + ours
+    };
+    // SAFETY: so many were written.
+    let told = unsafe { core::slice::from_raw_parts_mut(events, all) };
+    set.merge_inners(told, kept..kept + ours)
 }
 
 const fn stored(event: Event) -> epoll_event {
@@ -382,11 +454,12 @@ const fn stored(event: Event) -> epoll_event {
     }
 }
 
-/// The kernel's events of a set without waiting, behind `ready` of ours. Returns all.
+/// Writes the kernel's events of a set behind `ready` others. Returns all.
 ///
 /// # Safety
 /// `events` has `room` elements.
-pub(crate) unsafe fn add_kernels(
+unsafe fn look_at_kernels(
+    set: &EpollSet,
     set_fd: c_int,
     events: *mut epoll_event,
     room: usize,
@@ -398,6 +471,7 @@ pub(crate) unsafe fn add_kernels(
     // SAFETY: inside the room.
     let rest = unsafe { events.add(ready) };
     let count = sys::epoll_look(set_fd, rest, room - ready).unwrap_or(0);
-    // SAFETY: as above.
-    ready + unsafe { collect(set_fd, rest, room - ready, number(count), false) }
+    // SAFETY: the kernel wrote so many.
+    let told = unsafe { core::slice::from_raw_parts_mut(rest, count) };
+    ready + set.take_marks(told).0
 }

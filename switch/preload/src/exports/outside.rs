@@ -57,6 +57,12 @@ exports! {
                 libc::SYS_setsockopt => names::setsockopt(int(a), int(b), int(c), pointer(d), uint(e)) as isize,
                 libc::SYS_getsockopt => names::getsockopt(int(a), int(b), int(c), pointer(d), pointer(e).cast()) as isize,
                 libc::SYS_ioctl => descriptors::ioctl(int(a), b as c_ulong, c) as isize,
+                libc::SYS_poll => ready::poll(pointer(a).cast(), b as libc::nfds_t, int(c)) as isize,
+                libc::SYS_ppoll => ready::ppoll(pointer(a).cast(), b as libc::nfds_t, pointer(c).cast(), pointer(d).cast()) as isize,
+                libc::SYS_select => ready::select(int(a), pointer(b).cast(), pointer(c).cast(), pointer(d).cast(), pointer(e).cast()) as isize,
+                libc::SYS_epoll_wait => ready::epoll_wait(int(a), pointer(b).cast(), int(c), int(d)) as isize,
+                libc::SYS_epoll_pwait => ready::epoll_pwait(int(a), pointer(b).cast(), int(c), int(d), pointer(e).cast()) as isize,
+                libc::SYS_epoll_pwait2 => ready::epoll_pwait2(int(a), pointer(b).cast(), int(c), pointer(d).cast(), pointer(e).cast()) as isize,
                 libc::SYS_epoll_ctl => ready::epoll_ctl(int(a), int(b), int(c), pointer(d).cast()) as isize,
                 _ => crate::real::syscall(number, a, b, c, d, e, f),
             }

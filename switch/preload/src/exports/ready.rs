@@ -7,11 +7,10 @@
 use core::ffi::{c_int, c_void};
 
 use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
-use switch::readiness::epoll::Scan;
 use switch::readiness::poll::{EXTRA, PollState, Round};
 
 use super::{exports, real, with_program};
-use crate::calls::readiness::{self, Selection};
+use crate::calls::readiness::{self, Begun, Selection};
 use crate::errno;
 use crate::signals;
 
@@ -119,18 +118,18 @@ fn wait_on_set(
     };
     let signals = signals::resent();
     loop {
-        let scan = with_program!(readiness::scan(set, events, places, deadline_ns));
-        let (limit_ns, has_slept) = match scan {
-            Some(Scan::Ready(ready)) => {
-                let all = with_program!(readiness::add_kernels(set, events, places, ready));
-                return c_int::try_from(all).unwrap_or(c_int::MAX);
+        let (on, limit_ns) = match with_program!(readiness::begin(set, events, places, deadline_ns))
+        {
+            Begun::Ready(all) => return c_int::try_from(all).unwrap_or(c_int::MAX),
+            Begun::Sleep(on, limit_ns) => (on, limit_ns),
+            Begun::Unknown => {
+                let timeout = readiness::left_ms(deadline_ns, None);
+                return real!(epoll_pwait(set, events, room, timeout, mask));
             }
-            Some(Scan::Sleep { limit_ns }) => (limit_ns, true),
-            None => (None, false),
         };
         if signals::resent() != signals {
             // As in `poll_all`.
-            with_program!(readiness::collect(set, events, places, 0, has_slept));
+            super::kept(|| readiness::abandon((set, on)));
             return errno::answer_int(Err(libc::EINTR));
         }
         let before = errno::load();
@@ -139,14 +138,15 @@ fn wait_on_set(
             let timeout = timeout
                 .as_ref()
                 .map_or(core::ptr::null(), core::ptr::from_ref);
-            real!(epoll_pwait2(set, events, room, timeout, mask))
+            real!(epoll_pwait2(on, events, room, timeout, mask))
         } else {
             let timeout = readiness::left_ms(deadline_ns, limit_ns);
-            real!(epoll_pwait(set, events, room, timeout, mask))
+            real!(epoll_pwait(on, events, room, timeout, mask))
         };
         let failed = errno::load();
-        let kept = with_program!(readiness::collect(set, events, places, result, has_slept));
-        if result < 0 {
+        let kept = with_program!(readiness::collect((set, on), events, places, result));
+        // As in the kernel, a signal takes no event away.
+        if result < 0 && kept == 0 {
             return errno::answer_int(Err(failed));
         }
         errno::store(before);
