@@ -308,6 +308,7 @@ pub(crate) fn serve(arguments: &cli::Emulator) -> Result<(), Failure> {
             debug: DebugConfig {
                 validate: arguments.validate,
                 pause_on: arguments.pause_on,
+                ..DebugConfig::default()
             },
         };
         control::serve(&config, arguments.sandbox, || {

@@ -49,6 +49,7 @@ pub(crate) fn up(arguments: &cli::Up) -> Result<(), Failure> {
         debug: DebugConfig {
             validate: arguments.validate,
             pause_on: arguments.pause_on,
+            ..DebugConfig::default()
         },
     };
     let run = RunDirectory::of_user();

@@ -1,4 +1,4 @@
-//! The commands that ask a running emulator: inspect, pause, step, continue.
+//! The commands that ask a running emulator: inspect, pause, step, continue, advance.
 //!
 //! Place: `main` hands them their arguments; the answers come from [`nic_emu::control::client`]. Invariants: an answer goes to standard output
 //! whole, as text or as one JSON object. Source: ours, after `rdma resource show`.
@@ -80,6 +80,36 @@ impl Place {
     }
 }
 
+/// Arguments of `advance`.
+#[derive(Args, Debug)]
+pub(crate) struct Advance {
+    /// How long, such as `500us`, `20ms` or `61s`.
+    #[arg(value_name = "TIME", value_parser = nanoseconds)]
+    by_ns: u64,
+
+    #[command(flatten)]
+    place: Place,
+}
+
+/// A time in words.
+fn nanoseconds(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(char::is_alphabetic);
+    let unit = match &text[digits.len()..] {
+        "ns" => 1,
+        "us" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        other => return Err(format!("{other:?} is no unit: ns, us, ms or s")),
+    };
+    let count: u64 = digits
+        .trim_end()
+        .parse()
+        .map_err(|_| format!("{digits:?} is no whole number, as in 500us, 20ms or 61s"))?;
+    count
+        .checked_mul(unit)
+        .ok_or_else(|| format!("{text:?} is longer than a clock runs"))
+}
+
 /// A part of what can be shown.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum Part {
@@ -140,6 +170,11 @@ pub(crate) fn step(place: &Place) -> anyhow::Result<()> {
 
 pub(crate) fn resume(place: &Place) -> anyhow::Result<()> {
     tell(&client::resume(&place.socket())?)
+}
+
+pub(crate) fn advance(arguments: &Advance) -> anyhow::Result<()> {
+    let now_ns = client::advance(&arguments.place.socket(), arguments.by_ns)?;
+    write(&format!("{now_ns} ns\n"))
 }
 
 /// Lists every rule with why and what to do.

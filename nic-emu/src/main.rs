@@ -77,6 +77,10 @@ struct Arguments {
     /// Stand still at a failure (`error`), at any finding (`finding`), or at findings of one rule (`nic-emu rules` lists them).
     #[arg(long, value_name = "error|finding|RULE")]
     pause_on: Option<PauseOn>,
+
+    /// Let time stand still but for `nic-emu advance`, so that retries and time limits run out when a test says so.
+    #[arg(long)]
+    virtual_time: bool,
 }
 
 /// What else it can do.
@@ -90,6 +94,8 @@ enum Command {
     Step(ask::Place),
     /// Lets an engine that stands still go on.
     Continue(ask::Place),
+    /// Lets virtual time pass, timer by timer, for a `nic-emu --virtual-time`; prints the device's time.
+    Advance(ask::Advance),
     /// Lists the rules of the validation layer.
     Rules,
     /// Prints the whole layout as a C11 header, with assertions on every size and offset.
@@ -116,6 +122,11 @@ struct Conformance {
     /// Address of the peer's port; the same address again when it is not given.
     #[arg(long, value_name = "ADDR", requires = "address")]
     peer_address: Option<Ipv4Addr>,
+
+    /// Name of the socket's node, and of the peer's: ports are then taken down through the socket's control socket, and time passes there
+    /// when it is virtual.
+    #[arg(long, value_name = "NAME", num_args = 1..=2, requires = "socket")]
+    nodes: Vec<String>,
 
     /// Run the cases whose id contains this.
     #[arg(long, value_name = "TEXT", default_value = "")]
@@ -144,6 +155,10 @@ impl Conformance {
             Some(socket) => {
                 let peer = self.peer.unwrap_or_else(|| socket.clone());
                 let mut target = SocketTarget::new(socket, peer);
+                if let [of_socket, others @ ..] = self.nodes.as_slice() {
+                    let of_peer = others.first().unwrap_or(of_socket);
+                    target.control_by(of_socket, of_peer);
+                }
                 target.a_address = self.address;
                 target.b_address = self.peer_address.or(self.address);
                 conformance::run(&target, &self.filter)
@@ -231,6 +246,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Some(Command::Pause(place)) => done(ask::pause(&place)),
         Some(Command::Step(place)) => done(ask::step(&place)),
         Some(Command::Continue(place)) => done(ask::resume(&place)),
+        Some(Command::Advance(advance)) => done(ask::advance(&advance)),
         Some(Command::Rules) => done(ask::rules()),
         Some(Command::Conformance(conformance)) => conformance.run(),
         None => done(serve(arguments)),
@@ -246,6 +262,7 @@ fn serve(arguments: Arguments) -> anyhow::Result<()> {
     let debug = DebugConfig {
         validate: arguments.validate,
         pause_on: arguments.pause_on,
+        virtual_time: arguments.virtual_time,
     };
     let devices = arguments.devices()?;
     let paths: Vec<_> = devices.iter().map(|device| device.path.clone()).collect();

@@ -17,7 +17,7 @@
 //!
 //! ```text
 //!  cases/*   one file per subject: id, rule, source, code       rig     functions and connected pairs of a case
-//!  target    how a device is attached, how its time passes      client, interrupts  rings, doorbells, commands of one function
+//!  target    how a device is attached, how its time passes      client, traffic, interrupts  rings, doorbells, commands of one function
 //!  report    verdicts as text, JSON and table                   stream  vfio-user    memory  mappings    wr  work requests
 //! ```
 
@@ -29,6 +29,7 @@ mod report;
 mod rig;
 mod stream;
 mod target;
+mod traffic;
 mod wr;
 
 use std::time::Instant;

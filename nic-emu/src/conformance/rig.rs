@@ -102,6 +102,23 @@ impl<'a> Rig<'a> {
         }
     }
 
+    /// Looks for what must not have happened yet; in real time it may have.
+    pub(crate) fn while_time_stands(&self, look: impl FnOnce() -> Outcome) -> Outcome {
+        match self.target.now_ns() {
+            Some(_) => look(),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a port up or down, or skips the case.
+    pub(crate) fn set_port(&self, port: Port, is_up: bool) -> Outcome {
+        if self.target.set_port(port, is_up) {
+            Ok(())
+        } else {
+            Err(Stop::Skipped("needs a hand on the ports"))
+        }
+    }
+
     /// Skips the case without virtual time.
     pub(crate) fn need_virtual_time(&self) -> Outcome {
         match self.target.now_ns() {

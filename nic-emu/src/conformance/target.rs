@@ -9,9 +9,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use ring_proto::attach::{AttachError, Attachment};
+use ring_proto::ids::NodeId;
 use ring_proto::sync::{AtomicU32, Ordering};
 
 use super::stream::Stream;
+use crate::control::{self, client};
 use crate::device::DeviceOptions;
 use crate::embedded::EmbeddedDevice;
 
@@ -55,6 +57,12 @@ pub trait Target {
         None
     }
 
+    /// Takes a port up or down; false when that is out of the target's reach.
+    fn set_port(&self, port: Port, is_up: bool) -> bool {
+        let _ = (port, is_up);
+        false
+    }
+
     /// How long an effect may take that the case waits for.
     fn patience(&self) -> Duration {
         PATIENCE
@@ -84,6 +92,15 @@ impl EmbeddedTarget {
             device: Mutex::new(None),
             next_port: AtomicU32::new(0),
         }
+    }
+
+    fn node(&self, port: Port) -> Option<NodeId> {
+        let nodes = self.device().with(|device| device.nodes());
+        let node = nodes.get(match port {
+            Port::A => 0,
+            Port::B => 1,
+        });
+        Some(node?.id)
     }
 
     fn device(&self) -> EmbeddedDevice {
@@ -118,18 +135,12 @@ impl Target for EmbeddedTarget {
     }
 
     fn attach(&self, port: Port) -> Result<Box<dyn Attachment>, AttachError> {
-        let device = self.device();
-        let nodes = device.with(|device| device.nodes());
-        let node = nodes.get(match port {
-            Port::A => 0,
-            Port::B => 1,
-        });
         let refused = |errno| AttachError::Refused {
             what: "attach",
             errno,
         };
-        let node = node.ok_or_else(|| refused(libc::ENODEV))?.id;
-        match device.attach(node) {
+        let node = self.node(port).ok_or_else(|| refused(libc::ENODEV))?;
+        match self.device().attach(node) {
             Ok(function) => Ok(Box::new(function)),
             Err(error) => Err(refused(error.errno())),
         }
@@ -145,6 +156,15 @@ impl Target for EmbeddedTarget {
     fn advance(&self, ns: u64) -> bool {
         self.device().advance(ns);
         true
+    }
+
+    fn set_port(&self, port: Port, is_up: bool) -> bool {
+        let node = self.node(port);
+        node.is_some_and(|node| {
+            self.device()
+                .with(|device| device.set_port(node, is_up))
+                .is_ok()
+        })
     }
 
     fn now_ns(&self) -> Option<u64> {
@@ -172,6 +192,10 @@ pub struct SocketTarget {
     pub a_address: Option<Ipv4Addr>,
     /// Address of port B.
     pub b_address: Option<Ipv4Addr>,
+    /// Control socket and the names of both nodes.
+    control: Option<(PathBuf, [String; 2])>,
+    /// The device's time moves by requests.
+    is_time_virtual: bool,
     next_port: AtomicU32,
 }
 
@@ -184,14 +208,49 @@ impl SocketTarget {
             b,
             a_address: None,
             b_address: None,
+            control: None,
+            is_time_virtual: false,
             next_port: AtomicU32::new(0),
         }
+    }
+
+    /// Uses the control socket beside port A's for what clients cannot do: it takes the ports of these nodes down, and lets time pass if
+    /// that is virtual there.
+    pub fn control_by(&mut self, node_a: &str, node_b: &str) {
+        let control = control::beside(&self.a);
+        self.is_time_virtual = client::advance(&control, 0).is_ok();
+        self.control = Some((control, [node_a.into(), node_b.into()]));
+    }
+
+    fn move_time(&self, ns: u64) -> Option<u64> {
+        let (control, _) = self.control.as_ref().filter(|_| self.is_time_virtual)?;
+        client::advance(control, ns).ok()
     }
 }
 
 impl Target for SocketTarget {
     fn name(&self) -> String {
-        "process".into()
+        if self.is_time_virtual {
+            "process, virtual time".into()
+        } else {
+            "process".into()
+        }
+    }
+
+    fn advance(&self, ns: u64) -> bool {
+        self.move_time(ns).is_some()
+    }
+
+    fn now_ns(&self) -> Option<u64> {
+        self.move_time(0)
+    }
+
+    fn set_port(&self, port: Port, is_up: bool) -> bool {
+        let Some((control, [a, b])) = &self.control else {
+            return false;
+        };
+        let node = if port == Port::A { a } else { b };
+        client::port(control, node, is_up).is_ok()
     }
 
     fn attach(&self, port: Port) -> Result<Box<dyn Attachment>, AttachError> {

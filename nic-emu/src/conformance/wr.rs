@@ -3,6 +3,7 @@
 //! Place: cases build a [`SendWr`], [`super::client`] writes its blocks. Invariants: fields are free to be wrong, for cases about wrong
 //! ones. Source: docs/device.md, section "Work queue elements". Leaves out: nothing that a WQE can say.
 
+use ring_proto::admin::Access;
 use ring_proto::cqe::{Cqe, Publish};
 use ring_proto::status::{Opcode, Syndrome, WcOpcode, WcStatus};
 use ring_proto::wqe::{self, RqWqe, Sge, SqWqe, WqeFlags};
@@ -13,7 +14,7 @@ pub(crate) struct SendWr {
     pub(crate) head: SqWqe,
     pub(crate) sges: Vec<Sge>,
     pub(crate) inline: Vec<u8>,
-    /// Operands of an atomic, behind the SGE.
+    /// Operands of an atomic, behind the SGE, or of a BIND_MW.
     pub(crate) operands: Vec<u64>,
 }
 
@@ -81,6 +82,25 @@ impl SendWr {
         let mut wr = Self::new(opcode, wr_id, &[sge]).remote(remote);
         wr.operands = vec![operands.0, operands.1];
         wr
+    }
+
+    /// A signaled BIND_MW of `len` bytes at `addr`.
+    pub(crate) fn bind(
+        wr_id: u64,
+        (rkey, new_rkey): (u32, u32),
+        lkey: u32,
+        (addr, len): (u64, u64),
+        access: Access,
+    ) -> Self {
+        let mut wr = Self::new(Opcode::BIND_MW, wr_id, &[]);
+        wr = wr.remote((addr, rkey)).imm(new_rkey);
+        wr.operands = vec![len, u64::from(lkey) | u64::from(access.bits()) << 32];
+        wr
+    }
+
+    /// A signaled LOCAL_INV.
+    pub(crate) fn local_inv(wr_id: u64, key: u32) -> Self {
+        Self::new(Opcode::LOCAL_INV, wr_id, &[]).imm(key)
     }
 
     pub(crate) fn remote(mut self, (addr, rkey): (u64, u32)) -> Self {

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{
-    ChannelReply, Done, Engine, FaultAdded, Faults, FaultsRemoved, Healed, Inspected, Links,
+    ChannelReply, Clock, Done, Engine, FaultAdded, Faults, FaultsRemoved, Healed, Inspected, Links,
     NodeConfig, Note, Pong, Recorded, Refusal, Request, Stat,
 };
 use crate::device::{LinkChange, LinkParameters, Topic};
@@ -196,6 +196,14 @@ pub fn faults(socket: &Path, id: Option<u32>) -> Result<Faults, ControlError> {
 /// [`ControlError`]; `Refused` for a number that no rule has.
 pub fn remove_fault(socket: &Path, id: Option<u32>) -> Result<usize, ControlError> {
     ask(socket, &Request::FaultRm { id }).map(|(FaultsRemoved { removed, .. }, _)| removed)
+}
+
+/// Lets virtual time pass; the device's time then.
+///
+/// # Errors
+/// [`ControlError`]; `Refused` when the device's time is real or stands still.
+pub fn advance(socket: &Path, ns: u64) -> Result<u64, ControlError> {
+    ask(socket, &Request::Advance { ns }).map(|(Clock { now_ns, .. }, _)| now_ns)
 }
 
 /// Asks what the device consists of: some parts, or all when none is named.

@@ -90,6 +90,11 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         id: Option<u32>,
     },
+    /// Lets virtual time pass. Answered with [`Clock`]; refused when the device's time is real or stands still.
+    Advance {
+        /// Nanoseconds.
+        ns: u64,
+    },
     /// What does the device consist of? Answered with [`Inspected`].
     Inspect {
         /// Parts to show; all when there are none.
@@ -110,6 +115,15 @@ pub enum Request {
     Continue,
     /// End. Answered with [`Done`] before it happens.
     Shutdown,
+}
+
+/// Answer to ADVANCE.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Clock {
+    /// True.
+    pub ok: bool,
+    /// The device's time.
+    pub now_ns: u64,
 }
 
 /// Answer to INSPECT: the object of `nic-emu inspect --json`.

@@ -213,6 +213,12 @@ impl Device {
         self.clock.now_ns()
     }
 
+    /// Whether time moves by [`Device::advance`] alone.
+    #[must_use]
+    pub fn is_time_virtual(&self) -> bool {
+        self.clock.is_virtual()
+    }
+
     /// Moves the virtual clock; without virtual time it does nothing.
     pub fn advance(&mut self, ns: u64) {
         self.clock.advance(ns);

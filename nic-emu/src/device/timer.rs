@@ -177,6 +177,10 @@ impl Clock {
         }
     }
 
+    pub(crate) fn is_virtual(&self) -> bool {
+        matches!(self.source, Source::Virtual(_))
+    }
+
     /// Moves a virtual clock; a real one moves by itself.
     pub(crate) fn advance(&mut self, ns: u64) {
         if let Source::Virtual(now) = &mut self.source {

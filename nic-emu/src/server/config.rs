@@ -58,6 +58,9 @@ pub struct DebugConfig {
     /// The engine stands still when this happens.
     #[serde(default)]
     pub pause_on: Option<PauseOn>,
+    /// The device's time moves by the request ADVANCE alone.
+    #[serde(default)]
+    pub virtual_time: bool,
 }
 
 /// A node to serve.

@@ -1,4 +1,4 @@
-//! Answers to the requests of who looks for faults: inspect, recorder, pause, step, continue.
+//! Answers to the requests of who looks for faults: inspect, recorder, pause, step, continue, advance.
 //!
 //! Place: the reactor hands such requests here; the work is done on the engine's thread. Invariants: none of them changes what the device
 //! does, but for when. Source: ours (docs/validation.md). Leaves out: text, which is the asking side's.
@@ -7,7 +7,7 @@ use ring_proto::ids::FunctionId;
 
 use super::runtime::{EngineGone, EngineHandle};
 use crate::control::connection::Connection;
-use crate::control::{Engine, Inspected, Recorded, Request, SCHEMA};
+use crate::control::{Clock, Engine, Inspected, Recorded, Request, SCHEMA};
 use crate::device::Device;
 
 /// Answers one of them; any other request is left unanswered.
@@ -39,6 +39,10 @@ pub(crate) fn answer(
             };
             connection.answer(&reply, Vec::new());
         }
+        Request::Advance { ns } => match engine.advance(ns)? {
+            Some(now_ns) => connection.answer(&Clock { ok: true, now_ns }, Vec::new()),
+            None => connection.refuse("the device's time is real, or it stands still"),
+        },
         Request::Pause => {
             let paused = engine.call(|device| {
                 device.pause();

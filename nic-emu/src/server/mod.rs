@@ -150,7 +150,18 @@ impl Server {
     /// # Errors
     /// [`ServeError`]; nothing is left behind.
     pub fn start_devices(devices: Vec<DeviceSocket>) -> Result<Self, ServeError> {
-        Self::start_devices_in(devices, Sandbox::Off, DebugConfig::default())
+        Self::start_devices_with(devices, DebugConfig::default())
+    }
+
+    /// As [`Server::start_devices`], with what helps to find faults.
+    ///
+    /// # Errors
+    /// [`ServeError`]; nothing is left behind.
+    pub fn start_devices_with(
+        devices: Vec<DeviceSocket>,
+        debug: DebugConfig,
+    ) -> Result<Self, ServeError> {
+        Self::start_devices_in(devices, Sandbox::Off, debug)
     }
 
     fn start_devices_in(
@@ -198,6 +209,7 @@ impl Server {
             backlog_full: config.backlog_full.into(),
             validate: config.debug.validate,
             pause_on: config.debug.pause_on,
+            virtual_time: config.debug.virtual_time,
             ..DeviceOptions::default()
         });
         let nodes: Vec<_> = config

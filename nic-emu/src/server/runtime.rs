@@ -195,6 +195,15 @@ impl EngineHandle {
         })
     }
 
+    /// Lets virtual time pass, each timer at its own time, once everything is done that clients have asked for so far; the device's time
+    /// then, `None` when it is real or stands still.
+    ///
+    /// # Errors
+    /// [`EngineGone`].
+    pub fn advance(&self, ns: u64) -> Result<Option<u64>, EngineGone> {
+        self.run(move |engine| engine.advance(ns))
+    }
+
     /// Whether the engine still takes calls: when one ended in [`EngineGone`] all the same, that call panicked.
     #[must_use]
     pub fn is_alive(&self) -> bool {
@@ -271,11 +280,36 @@ impl Engine {
             if self.device.try_park() {
                 let timeout = pumped
                     .next_timer_ns
+                    .filter(|_| !self.device.is_time_virtual())
                     .map(|at| at.saturating_sub(self.device.now_ns()));
                 self.take_events(&mut events, timeout);
                 self.device.unpark();
                 kicks_checked = Instant::now();
             }
+        }
+    }
+
+    fn advance(&mut self, ns: u64) -> Option<u64> {
+        if !self.device.is_time_virtual() || self.device.paused().is_some() {
+            return None;
+        }
+        // Kicks that came before the call count as asked for.
+        self.take_events(&mut EventBuffer::new(64), Some(0));
+        let until = self.device.now_ns().saturating_add(ns);
+        loop {
+            let pumped = self.device.pump();
+            if self.device.paused().is_some() {
+                return Some(self.device.now_ns());
+            }
+            if pumped.served > 0 {
+                continue;
+            }
+            let now = self.device.now_ns();
+            let next = pumped.next_timer_ns.unwrap_or(until).clamp(now, until);
+            if now == until {
+                return Some(now);
+            }
+            self.device.advance(next - now);
         }
     }
 

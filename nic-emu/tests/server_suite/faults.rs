@@ -15,6 +15,7 @@ use super::rings::Admin;
 const VALIDATE: DebugConfig = DebugConfig {
     validate: true,
     pause_on: None,
+    virtual_time: false,
 };
 
 /// Rings an admin doorbell that cannot be true.
@@ -103,6 +104,7 @@ fn an_engine_pauses_on_an_error_and_others_can_still_be_looked_at() {
     let cluster = Cluster::start_with(DebugConfig {
         validate: false,
         pause_on: Some(PauseOn::Error),
+        ..DebugConfig::default()
     });
     let mut admin = Admin::start(&cluster);
     lie(&mut admin);

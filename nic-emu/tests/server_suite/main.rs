@@ -16,4 +16,5 @@ mod minidriver;
 mod regressions;
 mod rings;
 mod stream;
+mod virtual_time;
 mod walk;

@@ -2,7 +2,7 @@
 //!
 //! Place: see [`super`]. Source: IBTA vol. 1, 11.6.3; `ibv_get_async_event(3)`; docs/device.md, section "Event queue elements".
 
-use ring_proto::admin::{AdminOp, AdminStatus, QueueCreate};
+use ring_proto::admin::{AdminOp, AdminStatus, QpAttributes, QpModify, QueueCreate};
 use ring_proto::eqe::EventType;
 use ring_proto::status::{Opcode, QpState, Syndrome, WcStatus};
 
@@ -11,6 +11,7 @@ use super::super::target::Port;
 use super::super::wr::SendWr;
 use super::super::{Case, case, same};
 use super::OURS;
+use super::drain::change;
 
 const ASYNC: &str = "IBTA 11.6.3; ibv_get_async_event(3)";
 
@@ -206,6 +207,86 @@ pub(super) const CASES: &[Case] = &[
                 )?;
             }
             Ok(())
+        },
+    ),
+    case(
+        "event.comm-est",
+        "The first request that reaches a QP in RTR is COMM_EST there, once",
+        "IBTA 11.6.3.1; ibv_get_async_event(3), IBV_EVENT_COMM_EST",
+        |rig| {
+            let mut a = rig.client(Port::A)?;
+            let mut b = rig.client(Port::B)?;
+            let mut qa = a.init_qp(QpOptions::default())?;
+            let mut qb = b.init_qp(QpOptions::default())?;
+            b.recv(&mut qb, 1, &[]);
+            b.recv(&mut qb, 2, &[]);
+            b.modify_to_rtr(qb.qpn, (a.function, qa.qpn))?;
+            a.modify_to_rtr(qa.qpn, (b.function, qb.qpn))?;
+            a.modify_to_rts(qa.qpn, 7)?;
+            b.no_event()?;
+            for n in 1..=2 {
+                a.send(&mut qa, &SendWr::inline(Opcode::SEND, n, b""));
+                a.wc(qa.send_cq)?;
+            }
+            b.expect_event(EventType::COMM_EST, qb.qpn, 0)?;
+            b.modify_to_rts(qb.qpn, 7)?;
+            b.no_event()
+        },
+    ),
+    case(
+        "event.comm-est-not-in-rts",
+        "A QP that is in RTS when the first request comes tells nothing",
+        "ibv_get_async_event(3), IBV_EVENT_COMM_EST",
+        |rig| {
+            let mut pair = rig.pair()?;
+            pair.receives(1, 64);
+            pair.post(&SendWr::inline(Opcode::SEND, 1, b"x"));
+            pair.a_done(1)?;
+            pair.b.no_event()
+        },
+    ),
+    case(
+        "event.device-fatal",
+        "A function that fails tells so by DEVICE_FATAL, with the syndrome",
+        "IBTA 11.6.3.3; ibv_get_async_event(3), IBV_EVENT_DEVICE_FATAL",
+        |rig| {
+            let mut a = rig.client(Port::A)?;
+            a.ring_admin(a.admin_producer().wrapping_add(1000));
+            a.wait_failed()?;
+            let syndrome = Syndrome::DOORBELL_OUT_OF_RANGE;
+            a.expect_event(EventType::DEVICE_FATAL, 0, syndrome.0.into())
+        },
+    ),
+    case(
+        "event.port-down-and-up",
+        "A port that goes down and comes back tells every function of its node, and requests wait for it",
+        "IBTA 11.6.3.2; ibv_get_async_event(3), IBV_EVENT_PORT_ERR and IBV_EVENT_PORT_ACTIVE",
+        |rig| {
+            let mut pair = rig.pair()?;
+            let (into, from) = (pair.out.sge(0, 8), pair.into.remote(0));
+            // Wait without end for answers.
+            let patient = QpModify {
+                attributes: QpAttributes::TIMEOUT.bits(),
+                ..QpModify::default()
+            };
+            let qpn = pair.qa.qpn;
+            change(&mut pair.a, qpn, QpState::SQD, QpModify::default())?;
+            change(&mut pair.a, qpn, QpState::SQD, patient)?;
+            change(&mut pair.a, qpn, QpState::RTS, QpModify::default())?;
+            rig.set_port(Port::B, false)?;
+            let down = pair.b.event_of(EventType::PORT_DOWN)?;
+            same("source", down.1, 0)?;
+            pair.post(&SendWr::read(1, into, from));
+            let (send_cq, _) = pair.cqs();
+            pair.a.no_wc(send_cq)?;
+            rig.set_port(Port::B, true)?;
+            pair.b.event_of(EventType::PORT_UP)?;
+            pair.a_done(1)?;
+            // The other port never changed.
+            let told = pair.a.drain_events()?;
+            let of_port = [EventType::PORT_DOWN, EventType::PORT_UP];
+            let is_told = told.iter().any(|event| of_port.contains(&event.0));
+            same("port events at the other port", is_told, false)
         },
     ),
 ];

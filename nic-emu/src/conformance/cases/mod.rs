@@ -5,13 +5,19 @@
 
 mod admin;
 mod atomics;
+mod attributes;
 mod cm;
 mod cq;
+mod cq_change;
 mod dma;
+mod drain;
 mod events;
 mod flush;
 mod holders;
+mod invalidate;
 mod keys;
+mod mw;
+mod mw_bind;
 mod qp;
 mod queues;
 mod rdma;
@@ -33,15 +39,21 @@ pub(super) const ALL: &[&[Case]] = &[
     regions::CASES,
     qp::CASES,
     qp::TRANSITIONS,
+    attributes::CASES,
+    drain::CASES,
     wqe::CASES,
     send::CASES,
     rdma::CASES,
     atomics::CASES,
     keys::CASES,
     zero_length::CASES,
+    mw::CASES,
+    mw_bind::CASES,
+    invalidate::CASES,
     rnr::CASES,
     srq::CASES,
     cq::CASES,
+    cq_change::CASES,
     queues::CASES,
     events::CASES,
     flush::CASES,

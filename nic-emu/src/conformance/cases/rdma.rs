@@ -404,6 +404,23 @@ pub(super) const CASES: &[Case] = &[
         },
     ),
     case(
+        "order.fenced-send-carries-what-a-read-brought",
+        "A fenced SEND out of the buffer of an earlier READ carries what the READ brought",
+        "IBTA 10.8.3.3 (fence); ibv_post_send(3), IBV_SEND_FENCE",
+        |rig| {
+            let mut pair = rig.pair()?;
+            pair.b.memory.write(pair.into.iova + 1024, b"fetched")?;
+            pair.receives(1, 64);
+            let (sge, remote) = (pair.out.sge(0, 7), pair.into.remote(1024));
+            pair.a
+                .write_send(&mut pair.qa, &SendWr::read(1, sge, remote).unsignaled());
+            pair.post(&SendWr::send(2, sge).flags(WqeFlags::FENCE));
+            pair.a_done(2)?;
+            pair.b_done(100)?;
+            pair.arrived(b"fetched")
+        },
+    ),
+    case(
         "access.qp-forbids-write",
         "A QP that does not allow WRITE refuses it: REM_INV_REQ_ERR",
         "IBTA 9.7.4.1.3, 11.6.2; ibv_modify_qp(3), qp_access_flags",

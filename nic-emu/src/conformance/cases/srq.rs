@@ -313,6 +313,21 @@ pub(super) const CASES: &[Case] = &[
         },
     ),
     case(
+        "srq.limit-by-doorbell",
+        "The limit can be armed by doorbell: fewer receives than it are told at once",
+        "docs/device.md, Shared receive queues",
+        |rig| {
+            let mut stage = Stage::new(rig, 1)?;
+            let srq = stage.srq;
+            let armed = 1 << 24 | 4;
+            let line = stage.b.doorbells.bar.line(srq.slot);
+            line.srq_limit().store(armed, Ordering::Release);
+            stage.b.ring_slot(srq.slot);
+            stage.b.expect_event(EventType::SRQ_LIMIT, srq.srqn, 0)?;
+            stage.b.no_event()
+        },
+    ),
+    case(
         "srq.limit-above-depth-refused",
         "A limit is at most the depth",
         "ibv_modify_srq(3)",
