@@ -64,7 +64,7 @@ impl Connection {
                     Line::TooLong => {
                         self.refuse(&format!("a request has at most {LINE_LIMIT} bytes"));
                     }
-                    Line::Whole => match serde_json::from_slice(line) {
+                    Line::Whole => match parse(line) {
                         Ok(request) => {
                             self.state = State::Asked;
                             return Step::Request(request);
@@ -123,6 +123,15 @@ impl Connection {
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// The request of a line. Only an object is one, though `serde` would take a tagged list of values too.
+pub(crate) fn parse(line: &[u8]) -> Result<Request, serde_json::Error> {
+    if line.trim_ascii_start().first() == Some(&b'{') {
+        serde_json::from_slice(line)
+    } else {
+        Err(serde::de::Error::custom("expected an object"))
     }
 }
 
@@ -212,6 +221,15 @@ mod tests {
         say(&client, &[b'x'; LINE_LIMIT + 1]);
         assert!(matches!(connection.ready(), Step::Closed));
         assert!(hear(&client).contains(&LINE_LIMIT.to_string()));
+    }
+
+    // Found by the table of requests: the list form of a tagged enum was taken for a request.
+    #[test]
+    fn regression_a_list_is_no_request() {
+        let (mut connection, client) = pair();
+        say(&client, b"[\"shutdown\"]\n");
+        assert!(matches!(connection.ready(), Step::Closed));
+        assert!(hear(&client).starts_with("{\"ok\":false,\"error\":\"not a request:"));
     }
 
     #[test]
