@@ -5,24 +5,33 @@
 //! to rest, or answered what no client could read.
 //! Source: ours. Leaves out: shared memory that changes while it is read, which the scribbler of `tests/hostile` does.
 
-mod records;
+mod admin;
+mod channel;
+mod control;
 mod rig;
-mod rings;
 mod stream;
+mod telemetry;
+mod work;
 
-pub use records::records;
-pub use rings::{admin, wqe};
+pub use admin::admin;
+pub use channel::channel;
+pub use control::control;
 pub use stream::stream;
+pub use telemetry::telemetry;
+pub use work::{packets, wqe};
 
 /// A target by name.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 7] = [
     ("stream", stream),
     ("admin", admin),
     ("wqe", wqe),
-    ("records", records),
+    ("packets", packets),
+    ("channel", channel),
+    ("telemetry", telemetry),
+    ("control", control),
 ];
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! An embedded device with two functions whose rings the fuzz targets write.
 //!
-//! Place: [`super::rings`]. Invariants: all memory is written through descriptors, never mapped here; a rig is used for one input
+//! Place: the targets of rings. Invariants: all memory is written through descriptors, never mapped here; a rig is used for one input
 //! after the other, its functions being reset in between; the device comes to rest after every ring.
 //! Source: docs/device.md.
 
+use std::cell::RefCell;
 use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
@@ -12,15 +13,15 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::uio::{pread, pwrite};
 use ring_proto::admin::{
     Access, AdminOp, Body, CmAccept, CmConnect, CmListen, CmRecord, Command, Completion, MrReg,
-    QpCreate, QpModify, QueueCreate,
+    MwAlloc, QpCreate, QpCreateSrq, QpModify, QueueCreate, SrqCreate,
 };
-use ring_proto::eqe::Eqe;
-use ring_proto::ids::FunctionId;
+use ring_proto::eqe::{self, Eqe, EventType};
+use ring_proto::ids::{FunctionId, NodeId};
 use ring_proto::status::QpState;
 use ring_proto::{regs, uar};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::device::{Device, DeviceOptions, WindowRequest};
+use crate::device::{Device, DeviceOptions, LinkParameters, WindowRequest};
 
 /// Where a function's memory starts.
 pub(crate) const BASE: u64 = 1 << 32;
@@ -51,9 +52,40 @@ const ROUNDS: u32 = 20_000;
 const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)];
 const PORT: u16 = 7;
 
+/// Bytes of a command and of a block.
+pub(crate) const ENTRY: usize = 64;
+
+thread_local! {
+    static RIG: RefCell<Rig> = RefCell::new(Rig::new());
+}
+
+/// Runs an input on the thread's rig, whose functions have just been reset.
+pub(crate) fn with(input: impl FnOnce(&mut Rig)) {
+    RIG.with_borrow_mut(|rig| {
+        rig.restart();
+        input(rig);
+    });
+}
+
+/// A whole entry, and the byte that says what to do with it.
+pub(crate) fn take_control(chunk: &[u8]) -> ([u8; ENTRY], u8) {
+    let mut entry = [0; ENTRY];
+    entry[..chunk.len()].copy_from_slice(chunk);
+    (entry, entry[ENTRY - 1])
+}
+
+/// Keys of both sides.
+pub(crate) struct Keys {
+    /// Of a region with all rights.
+    pub(crate) regions: [u32; 2],
+    /// Of a memory window of type 2, not bound.
+    pub(crate) windows: [u32; 2],
+}
+
 /// A device with a function on each of two nodes.
 pub(crate) struct Rig {
     device: Device,
+    nodes: [NodeId; 2],
     sides: [Side; 2],
 }
 
@@ -64,6 +96,7 @@ struct Side {
     producer: u32,
     /// Events read.
     events: u32,
+    qpn: u32,
 }
 
 impl Rig {
@@ -97,9 +130,14 @@ impl Rig {
                 bar2,
                 producer: 0,
                 events: 0,
+                qpn: 0,
             }
         });
-        Self { device, sides }
+        Self {
+            device,
+            nodes,
+            sides,
+        }
     }
 
     /// Resets both functions, empties what they use of their memory, starts their admin queues.
@@ -127,10 +165,12 @@ impl Rig {
         }
     }
 
-    /// Makes an EQ, a PD, a region, a CQ and a QP on both sides and connects the QPs. Gives the regions' keys.
-    pub(crate) fn connect(&mut self) -> [u32; 2] {
-        let mut keys = [0; 2];
-        let mut qpns = [0; 2];
+    /// Makes an EQ, a PD, a region, a window, a CQ and a QP on both sides and connects the QPs. That of the second side has an SRQ.
+    pub(crate) fn connect(&mut self) -> Keys {
+        let mut keys = Keys {
+            regions: [0; 2],
+            windows: [0; 2],
+        };
         for side in 0..2 {
             let queue = |ring, depth, slot| QueueCreate {
                 ring: BASE + ring,
@@ -144,32 +184,71 @@ impl Rig {
                 addr: BASE + REGION,
                 len: REGION_LEN,
                 pdn,
-                access: rights(),
+                access: Access::all().bits(),
                 ..MrReg::default()
             };
-            keys[side] = self.ok(side, AdminOp::MR_REG, region.to_body());
+            keys.regions[side] = self.ok(side, AdminOp::MR_REG, region.to_body());
+            let window = MwAlloc { pdn, kind: 2 };
+            keys.windows[side] = self.ok(side, AdminOp::MW_ALLOC, window.to_body());
             let cq = queue(CQ, CQ_DEPTH, CQ_SLOT);
             let cqn = self.ok(side, AdminOp::CQ_CREATE, cq.to_body());
-            let qp = QpCreate {
-                sq_ring: BASE + SQ,
-                rq_ring: BASE + RQ,
-                sq_depth: DEPTH,
-                rq_depth: DEPTH,
-                pdn,
-                send_cqn: cqn,
-                recv_cqn: cqn,
-                slot: QP_SLOT,
-                access: rights(),
-                ..QpCreate::default()
+            let qpn = if side == 0 {
+                self.qp_of_its_own(side, pdn, cqn)
+            } else {
+                self.qp_with_srq(side, pdn, cqn)
             };
-            qpns[side] = self.ok(side, AdminOp::QP_CREATE, qp.to_body());
             let modify = QpModify {
-                qpn: qpns[side],
+                qpn,
                 state: QpState::INIT.0.into(),
                 ..QpModify::default()
             };
             self.ok(side, AdminOp::QP_MODIFY, modify.to_body());
+            self.sides[side].qpn = qpn;
         }
+        self.join([self.sides[0].qpn, self.sides[1].qpn]);
+        keys
+    }
+
+    fn qp_of_its_own(&mut self, side: usize, pdn: u32, cqn: u32) -> u32 {
+        let qp = QpCreate {
+            sq_ring: BASE + SQ,
+            rq_ring: BASE + RQ,
+            sq_depth: DEPTH,
+            rq_depth: DEPTH,
+            pdn,
+            send_cqn: cqn,
+            recv_cqn: cqn,
+            slot: QP_SLOT,
+            access: Access::all().bits(),
+            ..QpCreate::default()
+        };
+        self.ok(side, AdminOp::QP_CREATE, qp.to_body())
+    }
+
+    fn qp_with_srq(&mut self, side: usize, pdn: u32, cqn: u32) -> u32 {
+        let srq = SrqCreate {
+            ring: BASE + RQ,
+            depth: DEPTH,
+            pdn,
+            slot: QP_SLOT,
+            limit: 4,
+        };
+        let qp = QpCreateSrq {
+            sq_ring: BASE + SQ,
+            sq_depth: DEPTH,
+            srqn: self.ok(side, AdminOp::SRQ_CREATE, srq.to_body()),
+            pdn,
+            send_cqn: cqn,
+            recv_cqn: cqn,
+            slot: QP_SLOT,
+            access: Access::all().bits(),
+            ..QpCreateSrq::default()
+        };
+        self.ok(side, AdminOp::QP_CREATE_SRQ, qp.to_body())
+    }
+
+    /// Connects the QPs through the connection manager.
+    fn join(&mut self, qpns: [u32; 2]) {
         let listen = CmListen {
             local: (ADDRESSES[1], PORT).into_sock(),
             backlog: 1,
@@ -188,13 +267,40 @@ impl Rig {
             timeout_ms: 0,
         };
         self.ok(0, AdminOp::CM_CONNECT, connect.to_body());
+        // The SRQ has told before that it is empty.
+        let request = loop {
+            let event = self.event(1);
+            if eqe::event_type(event.publish) == EventType::CM_REQUEST {
+                break event.code;
+            }
+        };
         let accept = CmAccept {
-            request: self.event(1).code,
+            request,
             qpn: qpns[1],
             ..CmAccept::default()
         };
         self.ok(1, AdminOp::CM_ACCEPT, accept.to_body());
-        keys
+    }
+
+    /// Function and number of a side's QP.
+    pub(crate) fn qp(&self, side: usize) -> (u32, u32) {
+        let side = &self.sides[side];
+        (side.function.0, side.qpn)
+    }
+
+    /// How packets are treated in both directions.
+    pub(crate) fn set_links(&mut self, parameters: LinkParameters) {
+        let [a, b] = self.nodes;
+        for (from, to) in [(a, b), (b, a)] {
+            let set = self.device.set_link(from, to, parameters);
+            set.expect("both nodes exist, and no share is above all");
+        }
+    }
+
+    /// A packet with these bytes comes off a link.
+    pub(crate) fn packet_arrives(&mut self, bytes: &[u8]) {
+        self.device.bytes_arrived(bytes);
+        self.settle();
     }
 
     /// Puts a command into the admin ring without ringing.
@@ -295,11 +401,6 @@ impl Rig {
             assert_eq!(node.counters.panics, 0, "the device panicked");
         }
     }
-}
-
-/// What the regions and QPs of a rig allow.
-fn rights() -> u32 {
-    Access::all().bits() & 7
 }
 
 trait IntoSock {

@@ -216,6 +216,15 @@ impl Device {
         true
     }
 
+    /// A frame of these bytes came off a link, its check made to fit: for the fuzz targets.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(crate) fn bytes_arrived(&mut self, bytes: &[u8]) {
+        use zerocopy::FromBytes;
+        if let Ok((header, payload)) = Header::read_from_prefix(bytes) {
+            self.frame_arrived(&header.frame(payload));
+        }
+    }
+
     /// Wakes every QP whose link lies between two nodes.
     pub(crate) fn activate_between(&mut self, one: NodeId, other: NodeId) {
         let mut hit = Vec::new();
