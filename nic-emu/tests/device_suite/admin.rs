@@ -39,10 +39,11 @@ fn flags_and_bytes_behind_the_body_must_be_zero() {
             AdminStatus::INVALID,
             "{op}"
         );
+        let command_id = client.admin_producer;
         client.post_admin(Command {
             opcode: op.0,
             flags: 1,
-            command_id: client.admin_producer,
+            command_id,
             body: Body::default(),
         });
         client.ring_admin(&mut device);
@@ -577,10 +578,11 @@ fn many_commands_in_one_doorbell_are_answered_in_order() {
     let mut client = Client::attach(&mut device, node);
     for round in 0..10 {
         for _ in 0..ADMIN_DEPTH {
+            let command_id = client.admin_producer;
             client.post_admin(Command {
                 opcode: AdminOp::PD_ALLOC.0,
                 flags: 0,
-                command_id: client.admin_producer,
+                command_id,
                 body: Body::default(),
             });
         }

@@ -9,7 +9,7 @@ use ring_proto::sync::{AtomicU32, Ordering};
 use ring_proto::wqe::SqWqe;
 
 use super::harness::PATIENCE;
-use super::live::{BASE, Live, SQ_DEPTH, everything, join, wqe};
+use super::live::{BASE, Live, Region, SQ_DEPTH, full, join, wqe};
 use super::process::Emulator;
 use super::traffic::Traffic;
 use super::{Dice, operations};
@@ -47,10 +47,10 @@ fn rewrite(ring: WqeRing, good: SqWqe, seed: u64, stop: &AtomicU32) -> u64 {
     written
 }
 
-/// Fills everything around a region with canaries.
-fn surround(live: &mut Live) -> (u64, Vec<u64>) {
+/// A region, with canaries before and behind it.
+fn surrounded(live: &mut Live) -> (Region, Vec<u64>) {
     let before = live.alloc(REGION);
-    let region = live.alloc(REGION);
+    let region = live.region(REGION, full()).unwrap();
     let after = live.alloc(REGION);
     for at in [before, after] {
         live.write(at, &vec![CANARY; usize::try_from(REGION).unwrap()]);
@@ -82,10 +82,8 @@ fn descriptors_changed_after_the_doorbell_reach_nothing_outside_of_their_regions
         let mut victim = Live::attach(&emulator.device("b"));
         let (mut qp, peer) = (liar.qp().unwrap(), victim.qp().unwrap());
         join((&mut liar, qp.qpn), (&mut victim, peer.qpn), 4400).unwrap();
-        let (own_at, own_canaries) = surround(&mut liar);
-        let (their_at, their_canaries) = surround(&mut victim);
-        let own = liar.region_at(own_at, REGION, everything()).unwrap();
-        let theirs = victim.region_at(their_at, REGION, everything()).unwrap();
+        let (own, own_canaries) = surrounded(&mut liar);
+        let (theirs, their_canaries) = surrounded(&mut victim);
         let opcode = [Opcode::RDMA_WRITE, Opcode::RDMA_READ][usize::from(round % 2)];
         let mut good = wqe(opcode, 7, own.sge(REGION / 2, MESSAGE));
         (good.remote_addr, good.rkey) = (theirs.iova + REGION / 2, theirs.key);
@@ -107,7 +105,7 @@ fn descriptors_changed_after_the_doorbell_reach_nothing_outside_of_their_regions
             let waited = Instant::now();
             for _ in 0..SQ_DEPTH / 2 {
                 let wc = loop {
-                    if let Some(wc) = liar.poll(&mut qp) {
+                    if let Some(wc) = liar.take_wc(&mut qp) {
                         break Some(wc);
                     }
                     // A lie about its blocks makes one descriptor of several, so fewer complete.

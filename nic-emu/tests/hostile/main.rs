@@ -4,6 +4,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[expect(dead_code, reason = "other suites need more of it")]
+#[path = "../client/mod.rs"]
+mod client;
 #[expect(dead_code, reason = "its own suite needs more of it")]
 #[path = "../server_suite/harness.rs"]
 mod harness;

@@ -12,6 +12,8 @@ use super::harness::{Scratch, config};
 
 /// Directory to serve in; set in the server process alone.
 const SERVE: &str = "NIC_EMU_TEST_SERVE";
+/// Set in a server process that is to have the validation layer.
+const VALIDATE: &str = "NIC_EMU_TEST_VALIDATE";
 
 /// Not a test: the server process's way in, done at once everywhere else.
 #[test]
@@ -19,7 +21,8 @@ fn emulator() {
     let Some(dir) = std::env::var_os(SERVE) else {
         return;
     };
-    let config = config(&PathBuf::from(dir));
+    let mut config = config(&PathBuf::from(dir));
+    config.debug.validate = std::env::var_os(VALIDATE).is_some();
     server::serve(&config, Sandbox::On, || println!("ready")).unwrap();
 }
 
@@ -31,8 +34,21 @@ pub(crate) struct Emulator {
 
 impl Emulator {
     pub(crate) fn start() -> Self {
+        Self::start_with(|_| ())
+    }
+
+    /// One with the validation layer.
+    pub(crate) fn validating() -> Self {
+        Self::start_with(|command| {
+            command.env(VALIDATE, "1");
+        })
+    }
+
+    fn start_with(change: impl FnOnce(&mut Command)) -> Self {
         let scratch = Scratch::new();
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        change(&mut command);
+        let mut child = command
             .args(["--exact", "process::emulator", "--nocapture"])
             .env(SERVE, scratch.path())
             .stdout(Stdio::piped())
@@ -50,7 +66,7 @@ impl Emulator {
         Self { child, scratch }
     }
 
-    fn control(&self) -> PathBuf {
+    pub(crate) fn control(&self) -> PathBuf {
         self.scratch.path().join("run/control.sock")
     }
 

@@ -9,7 +9,7 @@ use ring_proto::sync::{AtomicU32, Ordering};
 
 use super::Dice;
 use super::harness::PATIENCE;
-use super::live::{Live, LiveQp, Region, Wc, everything, join, wqe};
+use super::live::{Live, RawQp, Region, Wc, full, join, wqe};
 use super::process::Emulator;
 
 /// Bytes of one message.
@@ -52,8 +52,8 @@ impl Traffic {
 pub(crate) struct Pair {
     a: Live,
     b: Live,
-    qa: LiveQp,
-    qb: LiveQp,
+    qa: RawQp,
+    qb: RawQp,
     from: Region,
     to: Region,
 }
@@ -64,8 +64,8 @@ impl Pair {
         let mut b = Live::attach(&emulator.device("b"));
         let (qa, qb) = (a.qp().unwrap(), b.qp().unwrap());
         join((&mut a, qa.qpn), (&mut b, qb.qpn), port).unwrap();
-        let from = a.region(2 * u64::from(MESSAGE), everything()).unwrap();
-        let to = b.region(2 * u64::from(MESSAGE), everything()).unwrap();
+        let from = a.region(2 * u64::from(MESSAGE), full()).unwrap();
+        let to = b.region(2 * u64::from(MESSAGE), full()).unwrap();
         Self {
             a,
             b,
@@ -111,10 +111,10 @@ impl Pair {
     }
 }
 
-fn await_completion(live: &Live, qp: &mut LiveQp) -> Wc {
+fn await_completion(live: &Live, qp: &mut RawQp) -> Wc {
     let start = Instant::now();
     loop {
-        if let Some(wc) = live.poll(qp) {
+        if let Some(wc) = live.take_wc(qp) {
             return wc;
         }
         assert!(!live.is_failed(), "the well-behaved function failed");
