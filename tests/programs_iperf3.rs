@@ -1,8 +1,9 @@
-//! `iperf3` between two nodes: one stream, four streams, and the other direction.
+//! `iperf3` between two nodes: one stream and several, both directions, by sendfile, interrupted.
 
 mod harness;
 
-use harness::{Lab, Road, kernel, programs};
+use harness::{Lab, Road, kernel, programs, wait_until};
+use nix::sys::signal::Signal;
 
 const PORT: u16 = 5201;
 
@@ -31,6 +32,54 @@ fn iperf3_in_reverse() {
 fn iperf3_in_both_directions() {
     for road in Road::BOTH {
         measure("iperf3_in_both_directions", road, &["--bidir"]);
+    }
+}
+
+#[test]
+fn iperf3_with_eight_streams_by_sendfile() {
+    for road in Road::BOTH {
+        measure(
+            "iperf3_with_eight_streams_by_sendfile",
+            road,
+            &["-P", "8", "-Z"],
+        );
+    }
+}
+
+#[test]
+fn an_interrupted_iperf3_says_what_it_has_and_its_server_serves_the_next() {
+    let Some([iperf3]) = programs::find(["iperf3"]) else {
+        return;
+    };
+    for road in Road::BOTH {
+        let lab = Lab::new("an_interrupted_iperf3_says_what_it_has_and_its_server_serves_the_next");
+        let cluster = lab.up_on(road);
+        let server = cluster.run("a", [iperf3.as_os_str(), "-s".as_ref()]);
+        let _server = lab.spawn("server", server);
+        cluster.wait_listening("a", PORT);
+        let client = |options: &[&str]| {
+            let mut client = cluster.run("b", [iperf3.as_os_str(), "-c".as_ref(), "a".as_ref()]);
+            client.args(options);
+            client
+        };
+        // The interval lines are written at once: the transfer is under way when the first is there.
+        let mut interrupted = lab.spawn("interrupted", client(&["-t", "1000", "--forceflush"]));
+        interrupted.wait_output("MBytes");
+        interrupted.signal(Signal::SIGINT);
+        interrupted.wait();
+        let said = interrupted.stdout() + &interrupted.stderr();
+        assert!(
+            said.contains("interrupt - the client has terminated"),
+            "{said}"
+        );
+        assert!(said.contains("sender"), "{said}");
+
+        // The server may still be busy with the end of the first.
+        wait_until(|| {
+            let mut next = lab.spawn("next", client(&["-n", "1M"]));
+            next.wait().success()
+        });
+        cluster.assert_road(road, &["a", "b"]);
     }
 }
 

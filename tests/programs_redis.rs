@@ -96,9 +96,59 @@ fn servers_on_equal_ports_of_two_nodes_do_not_meet() {
     }
 }
 
+#[test]
+fn a_replica_follows_is_killed_and_catches_up() {
+    let Some([server, cli]) = programs::find(["redis-server", "redis-cli"]) else {
+        return;
+    };
+    for road in Road::BOTH {
+        let lab = Lab::new("a_replica_follows_is_killed_and_catches_up");
+        let cluster = lab.up_on(road);
+        let _primary = start(&lab, &cluster, &server, "a");
+        let at = |node: &str, words: &[&str]| ask_at(&lab, &cluster, &cli, node, words);
+        // Without the wait for more replicas, five seconds by default.
+        at("a", &["config", "set", "repl-diskless-sync-delay", "0"]);
+        at(
+            "a",
+            &[
+                "eval",
+                "for i = 1, 20000 do redis.call('set', i, string.rep(i, 20)) end",
+                "0",
+            ],
+        );
+        let follows = || {
+            let [primary, replica] = ["a", "b"].map(|node| at(node, &["dbsize"]));
+            primary == replica
+        };
+        for round in 0..2 {
+            let mut replica =
+                start_with(&lab, &cluster, &server, "b", &["--replicaof", "a", "6379"]);
+            wait_until(follows);
+            assert_eq!(at("b", &["get", "777"]), "777".repeat(20));
+            // The stream of writes, after the copy of the whole.
+            at("a", &["set", "late", &round.to_string()]);
+            wait_until(|| at("b", &["get", "late"]) == round.to_string());
+            replica.kill();
+            at("a", &["set", &format!("meanwhile{round}"), "x"]);
+            wait_until(|| at("a", &["info", "replication"]).contains("connected_slaves:0"));
+        }
+        cluster.assert_road(road, &["b", "c"]);
+    }
+}
+
 fn start(lab: &Lab, cluster: &Cluster<'_>, server: &Path, node: &str) -> Process {
+    start_with(lab, cluster, server, node, &[])
+}
+
+fn start_with(
+    lab: &Lab,
+    cluster: &Cluster<'_>,
+    server: &Path,
+    node: &str,
+    options: &[&str],
+) -> Process {
     let directory = lab.directory().join(format!("redis-{node}"));
-    std::fs::create_dir(&directory).expect("a fresh directory");
+    std::fs::create_dir_all(&directory).expect("a directory");
     let mut command = cluster.run(node, [server]);
     command
         .args([
@@ -110,7 +160,8 @@ fn start(lab: &Lab, cluster: &Cluster<'_>, server: &Path, node: &str) -> Process
             "no",
             "--dir",
         ])
-        .arg(&directory);
+        .arg(&directory)
+        .args(options);
     let process = lab.spawn(&format!("redis-{node}"), command);
     cluster.wait_listening(node, PORT);
     process
@@ -119,5 +170,12 @@ fn start(lab: &Lab, cluster: &Cluster<'_>, server: &Path, node: &str) -> Process
 fn ask(lab: &Lab, cluster: &Cluster<'_>, cli: &Path, node: &str, words: &[&str]) -> String {
     let mut command = cluster.run(node, [cli.as_os_str(), "-h".as_ref()]);
     command.arg(cluster.address("a").to_string()).args(words);
+    lab.spawn("cli", command).succeed().trim().to_owned()
+}
+
+/// Asks the server of a node, from node c.
+fn ask_at(lab: &Lab, cluster: &Cluster<'_>, cli: &Path, node: &str, words: &[&str]) -> String {
+    let mut command = cluster.run("c", [cli.as_os_str(), "-h".as_ref()]);
+    command.arg(node).args(words);
     lab.spawn("cli", command).succeed().trim().to_owned()
 }
