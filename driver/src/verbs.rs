@@ -5,8 +5,8 @@
 //! positions are private and nothing is locked on the way of a WQE.
 //! Hot: [`Qp::post_send`], [`Qp::post_recv`], [`Qp::ring`], [`Cq::poll`]: no lock, allocation or log, and no system call while the
 //! NIC is awake.
-//! Source: verbs (ibv_post_send and its kin) by name. Shared receive queues, memory windows and
-//! atomics have files of their own below. Leaves out: connection manager.
+//! Source: verbs (ibv_post_send and its kin) by name. Shared receive queues, memory windows, atomics, and what changes or arms a CQ
+//! have files of their own below. Leaves out: connection manager.
 //!
 //! Two functions of an embedded device, and one message between them:
 //!
@@ -58,7 +58,7 @@
 //! # }
 //! ```
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 pub use ring_proto::admin::Access;
 use ring_proto::admin::{AdminOp, AdminStatus, Body, MrReg, QpCreate, QpModify, QueueCreate};
@@ -78,6 +78,7 @@ use crate::rq;
 use crate::sq::{self, Encoded, SendWr};
 
 mod atomic;
+mod cq_change;
 mod mw;
 mod srq;
 
@@ -104,7 +105,9 @@ impl Hold {
         } else {
             None
         };
-        let Some(offset) = locked.alloc(len) else {
+        // Who needs a slot alone has no memory.
+        let place = if len == 0 { Some(0) } else { locked.alloc(len) };
+        let Some(offset) = place else {
             if let Some(slot) = slot {
                 locked.free_slot(slot);
             }
@@ -146,7 +149,9 @@ impl Drop for Hold {
         if self.is_kept {
             return;
         }
-        locked.free(self.offset, self.len);
+        if self.len != 0 {
+            locked.free(self.offset, self.len);
+        }
         if let Some(slot) = self.slot {
             locked.free_slot(slot);
         }
@@ -306,7 +311,10 @@ pub struct Cq {
 
 #[derive(Debug)]
 struct CqInner {
+    /// Its doorbell slot.
     hold: Hold,
+    /// The memory of its ring, another one after each resize.
+    memory: Mutex<Hold>,
     cqn: Cqn,
 }
 
@@ -341,20 +349,22 @@ impl Cq {
     /// [`FunctionError::Invalid`] for another size; [`FunctionError::Admin`] when the device refuses.
     pub fn new(function: &Arc<Function>, entries: u32) -> Result<Self, FunctionError> {
         let depth = depth("CQ depth", entries)?;
-        let hold = Hold::new(function, CqeRing::bytes(depth), true)?;
+        let hold = Hold::new(function, 0, true)?;
+        let memory = Hold::new(function, CqeRing::bytes(depth), false)?;
         let queue = QueueCreate {
-            ring: hold.iova(),
+            ring: memory.iova(),
             depth: entries,
             slot: hold.slot(),
         };
         let [cqn, _] = function.lock().admin(AdminOp::CQ_CREATE, queue.to_body())?;
         let ring = function
             .arena()
-            .ring(hold.offset, depth)
-            .ok_or(FunctionError::ArenaFull { len: hold.len })?;
+            .ring(memory.offset, depth)
+            .ok_or(FunctionError::ArenaFull { len: memory.len })?;
         Ok(Self {
             inner: Arc::new(CqInner {
                 hold,
+                memory: Mutex::new(memory),
                 cqn: Cqn(low(cqn)),
             }),
             ring,

@@ -11,5 +11,6 @@ mod example;
 mod memory;
 mod tables;
 mod verbs;
+mod verbs_cq;
 mod verbs_keys;
 mod waiting;
