@@ -235,6 +235,13 @@ impl Device {
         } else {
             bind_type_2(regions, work, pdn, at.qpn)
         };
+        if done.is_ok() && self.diagnosis.validator.is_some() {
+            if work.opcode() == Opcode::LOCAL_INV {
+                self.validate_invalidated(at.place, work.imm());
+            } else {
+                self.validate_deregistered(at.place, work.bind().rkey);
+            }
+        }
         match done {
             Ok(()) => Step::Done,
             // Source: IBA's memory management operation error, which verbs calls MW_BIND_ERR.
@@ -295,6 +302,7 @@ impl Device {
         if let Some(pd) = function.pds.find_mut(pdn) {
             pd.users -= 1;
         }
+        self.validate_deregistered(place, key);
         Ok([0, 0])
     }
 
@@ -313,6 +321,7 @@ impl Device {
             regions.unbind(wanted.rkey);
             let number = regions.windows.retag(wanted.rkey & !MW_KEY, tag);
             let number = number.ok_or(AdminStatus::NO_OBJECT)?;
+            self.validate_deregistered(place, wanted.rkey);
             return Ok([u64::from(number | MW_KEY), 0]);
         }
         let binding = Binding {
@@ -328,6 +337,7 @@ impl Device {
             .map_err(bind_status)?;
         regions.unbind(wanted.rkey);
         let key = regions.bind(wanted.rkey, tag, binding);
+        self.validate_deregistered(place, wanted.rkey);
         Ok([key.ok_or(AdminStatus::NO_OBJECT)?.into(), 0])
     }
 }

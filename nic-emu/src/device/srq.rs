@@ -49,6 +49,10 @@ impl Srq {
         self.queue.producer.wrapping_sub(self.queue.consumer)
     }
 
+    pub(crate) fn queue(&self) -> &WorkQueue {
+        &self.queue
+    }
+
     /// Takes the limit when the receives have fallen below it: the event is due.
     fn limit_hit(&mut self) -> bool {
         let hit = self.posted() < self.limit;
@@ -149,6 +153,13 @@ impl Device {
             return Err(gone);
         };
         let found = function.take_shared(peer.qpn);
+        if self.diagnosis.validator.is_some() {
+            let srqn = self.qp(peer).map_or(0, |qp| qp.srqn);
+            self.validate_srq_posted(peer.place, srqn);
+        }
+        let Some(function) = self.functions.at_mut(peer.place) else {
+            return Err(gone);
+        };
         let Some(qp) = function.qps.find_mut(peer.qpn) else {
             return Err(gone);
         };
@@ -196,8 +207,14 @@ impl Device {
             srq.limit_word = word;
             srq.limit = word & uar::SRQ_LIMIT_MASK;
         }
+        let (limit, depth) = (srq.limit, srq.depth);
         let limit_hit = !srq.is_broken && srq.limit_hit();
-        if srq.posted() != 0 {
+        let has_receives = srq.posted() != 0;
+        if self.diagnosis.validator.is_some() {
+            self.validate_srq_posted(place, srqn);
+            self.validate_srq_limit(place, srqn, limit, depth);
+        }
+        if has_receives {
             // All of them: who finds nothing left waits again, in the same order.
             while let Some(waiter) = self
                 .functions
@@ -214,6 +231,7 @@ impl Device {
 
     /// Breaks an SRQ; its QPs hear of it after the present piece of work.
     fn break_srq(&mut self, place: u32, srqn: u32, syndrome: Syndrome) {
+        self.validate_srq_doorbell(place, srqn);
         let srq = self
             .functions
             .at_mut(place)
@@ -341,6 +359,8 @@ impl Device {
         }
         let (slot, pdn) = (srq.slot, srq.pdn);
         function.srqs.remove(srqn);
+        self.validate_forget_srq(place, srqn);
+        let function = self.own_mut(place)?;
         function.leave_slot_as_srq(slot);
         if let Some(pd) = function.pds.find_mut(pdn) {
             pd.users -= 1;

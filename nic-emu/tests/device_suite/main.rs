@@ -34,6 +34,7 @@ mod syndromes;
 mod teardown;
 mod transfer;
 mod validate;
+mod validate_keys;
 mod windows;
 mod wqe;
 mod zero_length;

@@ -33,9 +33,9 @@ pub struct Finding {
     pub node: String,
     /// The function whose driver broke it.
     pub function: u32,
-    /// The queue: `sq`, `rq`, `cq`, `admin`, or `mr` for a region.
+    /// The queue: `sq`, `rq`, `srq`, `cq` or `admin`.
     pub queue: String,
-    /// Number of its QP, CQ or region.
+    /// Number of its QP, SRQ or CQ.
     pub number: u32,
     /// Position in the queue.
     pub index: u32,

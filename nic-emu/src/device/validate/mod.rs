@@ -9,7 +9,7 @@
 //! ```text
 //!  doorbell believed -> shadow: copy, reserved bits, room -> buffers: lend targets
 //!  CQE written       -> shadow: compare with the copy     -> buffers: give back; consumer; stale keys; arms
-//!  doorbell refused, region freed, tick of the clock      -> their rules
+//!  doorbell refused, key freed or invalid, tick of the clock      -> their rules
 //! ```
 
 use std::collections::{HashMap, VecDeque};
@@ -23,6 +23,7 @@ mod buffers;
 mod finding;
 mod rules;
 mod shadow;
+mod shared;
 
 pub use finding::{DecodedSge, DecodedWqe, Finding, RuleCount};
 pub use rules::{Rule, UnknownRule};
@@ -30,12 +31,12 @@ pub use rules::{Rule, UnknownRule};
 use self::arms::Arms;
 use self::buffers::Buffers;
 use self::finding::Findings;
-use self::shadow::{Posted, Room, Shadow, Side};
+use self::shadow::{Posted, Rewritten, Room, Shadow, Side};
 use super::Device;
 use super::cq::Completed;
 use super::function::{Function, Functions};
 use super::node::Nodes;
-use super::qp::{Qp, QpRef};
+use super::qp::{Qp, QpRef, WorkQueue};
 use super::timer::Timer;
 
 /// Freed keys of a function that are remembered.
@@ -88,6 +89,16 @@ impl World<'_> {
             .filter(|f| f.id == at.function)?;
         Some((function, function.qps.find(at.qpn)?))
     }
+
+    /// A work queue: that of a QP, or the SRQ of this number.
+    fn queue(&self, at: QpRef, side: Side) -> Option<(&Function, &WorkQueue)> {
+        if side == Side::Shared {
+            return self.shared(at);
+        }
+        let (function, qp) = self.end(at)?;
+        let queue = if side == Side::Send { &qp.sq } else { &qp.rq };
+        Some((function, queue))
+    }
 }
 
 impl Validator {
@@ -126,12 +137,8 @@ impl Validator {
     }
 
     fn posted_on(&mut self, world: &World<'_>, at: QpRef, side: Side) {
-        let Some((function, qp)) = world.end(at) else {
+        let Some((function, queue)) = world.queue(at, side) else {
             return;
-        };
-        let queue = match side {
-            Side::Send => &qp.sq,
-            Side::Receive => &qp.rq,
         };
         let Some(ring) = &queue.ring else {
             return;
@@ -240,6 +247,10 @@ impl Validator {
         };
         self.posted(world, at);
         self.check_consumer(world, function, cqn);
+        if entry.opcode & 0x80 != 0 && qp.srqn != 0 {
+            self.shared_completed(world, at, qp.srqn, entry);
+            return;
+        }
         let (side, queue) = if entry.opcode & 0x80 == 0 {
             (Side::Send, &qp.sq)
         } else {
@@ -251,31 +262,42 @@ impl Validator {
         let (done, changed) = shadow.complete(queue.ring.as_ref(), entry.wqe_counter);
         self.give_back(at.function, at.qpn, side, &done);
         if let Some((change, of)) = changed {
-            let spot = Spot {
-                function,
-                queue: side.name(),
-                number: at.qpn,
-                index: change.index,
-                wqe: of.map(|posted| posted.wqe.words()),
-            };
-            self.report(world, Rule::WqeRewritten, spot, || {
-                format!(
-                    "word {} was {:#018x} at the doorbell and is {:#018x} at the completion",
-                    change.word, change.was, change.is
-                )
-            });
+            self.rewritten(world, function, (at.qpn, side), &change, of);
         }
         if let Some(last) = done.last() {
-            self.check_keys(world, at, side, entry, last);
+            self.check_keys(world, at, (at.qpn, side), entry, last);
         }
     }
 
-    /// A WQE failed over a key: was it one that was freed?
+    fn rewritten(
+        &mut self,
+        world: &World<'_>,
+        function: &Function,
+        (number, side): (u32, Side),
+        change: &Rewritten,
+        of: Option<Posted>,
+    ) {
+        let spot = Spot {
+            function,
+            queue: side.name(),
+            number,
+            index: change.index,
+            wqe: of.map(|posted| posted.wqe.words()),
+        };
+        self.report(world, Rule::WqeRewritten, spot, || {
+            format!(
+                "word {} was {:#018x} at the doorbell and is {:#018x} at the completion",
+                change.word, change.was, change.is
+            )
+        });
+    }
+
+    /// A WQE failed over a key: was it one that was freed, or invalidated?
     fn check_keys(
         &mut self,
         world: &World<'_>,
         at: QpRef,
-        side: Side,
+        (number, side): (u32, Side),
         entry: &Completed,
         failed: &Posted,
     ) {
@@ -286,6 +308,8 @@ impl Validator {
             let watched = self.functions.get(&owner);
             watched.is_some_and(|watched| watched.dead_keys.contains(&key))
         };
+        let of_peer = qp.peer.map_or(at.function, |peer| peer.function);
+        let mut rule = Rule::KeyStale;
         let (owner, key) = match entry.syndrome {
             _ if entry.status == WcStatus::SUCCESS => return,
             Syndrome::LKEY_UNKNOWN => {
@@ -293,9 +317,18 @@ impl Validator {
                 (at.function, keys.find(|&key| dead(at.function, key)))
             }
             Syndrome::RKEY_UNKNOWN => {
-                let owner = qp.peer.map_or(at.function, |peer| peer.function);
                 let key = failed.wqe.rkey();
-                (owner, dead(owner, key).then_some(key))
+                (of_peer, dead(of_peer, key).then_some(key))
+            }
+            Syndrome::KEY_INVALIDATED => {
+                rule = Rule::KeyInvalidated;
+                if entry.status == WcStatus::REM_ACCESS_ERR {
+                    (of_peer, Some(failed.wqe.rkey()))
+                } else {
+                    let mut keys = failed.wqe.sges().iter().map(|sge| sge.lkey);
+                    let lkey = failed.wqe.bound_lkey().or_else(|| keys.next());
+                    (at.function, lkey)
+                }
             }
             _ => return,
         };
@@ -305,12 +338,15 @@ impl Validator {
         let spot = Spot {
             function,
             queue: side.name(),
-            number: at.qpn,
+            number,
             index: failed.start,
             wqe: Some(failed.wqe.words()),
         };
-        self.report(world, Rule::KeyStale, spot, || {
-            format!("key {key:#010x} of function {owner} was deregistered")
+        self.report(world, rule, spot, || match rule {
+            Rule::KeyInvalidated => {
+                format!("key {key:#010x} of function {owner} is not valid now")
+            }
+            _ => format!("key {key:#010x} of function {owner} is gone"),
         });
     }
 
@@ -390,7 +426,13 @@ impl Validator {
             watched.dead_keys.pop_front();
         }
         watched.dead_keys.push_back(key);
-        let Some(owned) = watched.buffers.of_key(key) else {
+        self.not_valid(world, function, key, "deregistered");
+    }
+
+    /// A region is of no more use: does the NIC still own something in it?
+    fn not_valid(&mut self, world: &World<'_>, function: &Function, key: u32, how: &str) {
+        let watched = self.functions.get(&function.id);
+        let Some(owned) = watched.and_then(|watched| watched.buffers.of_key(key)) else {
             return;
         };
         let wqe = self
@@ -407,7 +449,7 @@ impl Validator {
         };
         self.report(world, Rule::KeyInUse, spot, || {
             format!(
-                "key {key:#010x} was deregistered; the NIC may still write [{:#x} +{}]",
+                "key {key:#010x} was {how}; the NIC may still write [{:#x} +{}]",
                 owned.start,
                 owned.len()
             )
@@ -522,9 +564,21 @@ impl Device {
         });
     }
 
+    /// A region was invalidated.
+    pub(crate) fn validate_invalidated(&mut self, place: u32, key: u32) {
+        self.validating(|validator, world| {
+            if let Some(function) = world.functions.at(place) {
+                validator.not_valid(world, function, key, "invalidated");
+            }
+        });
+    }
+
     /// A QP was reset or destroyed.
     pub(crate) fn validate_forget_qp(&mut self, at: QpRef) {
-        self.validating(|validator, _| validator.forget_qp(at.function, at.qpn));
+        self.validating(|validator, world| {
+            validator.forget_qp(at.function, at.qpn);
+            validator.forget_taken(world, at);
+        });
     }
 
     /// A CQ was destroyed.

@@ -77,16 +77,24 @@ rules! {
         "Move the consumer by the number of CQEs whose phase was checked, and store it after they were copied."
     /// Two posted WQEs let the NIC write the same bytes.
     BufOverlap "V-BUF-OVERLAP"
-        "A posted receive or READ target overlaps one that the NIC still owns: two messages land on the same bytes."
+        "A posted receive, or the target of a READ or atomic, overlaps one that the NIC still owns: two messages land on the same bytes."
         "Give a buffer back to the NIC only after the CQE of the WQE that named it."
     /// A key was used after its region was deregistered.
     KeyStale "V-KEY-STALE"
-        "A WQE names a key whose region was deregistered. Hardware whose translation cache still has it reads or writes freed memory."
+        "A WQE names a key of the past: its region was deregistered, or its memory window deallocated or bound anew. Hardware whose translation cache still has it reads or writes freed memory."
         "Deregister a region only when no WQE that names it can be posted any more, and tell peers that hold its rkey before."
+    /// A key was used after its invalidation.
+    KeyInvalidated "V-KEY-INVALIDATED"
+        "A WQE names a region or memory window that was invalidated, or a window that was never bound. Hardware whose translation cache still has it moves the bytes."
+        "Use a window from the completion of its binding until it is invalidated by you or your peer, then ask its owner for the key of the next binding."
     /// A region was deregistered under a posted WQE.
     KeyInUse "V-KEY-IN-USE"
-        "A region was deregistered while a posted receive or READ still lets the NIC write into it."
-        "Flush the QP or wait for the CQEs of what names the region, then deregister it."
+        "A region was deregistered or invalidated while a posted receive, READ or atomic still lets the NIC write into it."
+        "Flush the QP or wait for the CQEs of what names the region, then deregister or invalidate it."
+    /// A limit that is hit at once.
+    SrqLimit "V-SRQ-LIMIT"
+        "A limit above the depth of the SRQ was armed by doorbell: it is hit at once, whatever is posted, and again at each arming."
+        "Arm a limit between 1 and the depth, and arm it again only after receives were posted."
     /// A queue was armed over completions that nobody took.
     ArmNoPoll "V-ARM-NO-POLL"
         "A CQ was armed although it held CQEs, and nobody has taken them since: no interrupt will come for them."

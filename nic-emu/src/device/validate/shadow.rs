@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use ring_proto::admin::Access;
 use ring_proto::index::Depth;
 use ring_proto::shared::WqeRing;
 use ring_proto::status::Opcode;
@@ -22,6 +23,8 @@ const HEAD_WORDS: usize = 4;
 pub(crate) enum Side {
     Send,
     Receive,
+    /// That of an SRQ.
+    Shared,
 }
 
 impl Side {
@@ -29,6 +32,7 @@ impl Side {
         match self {
             Self::Send => "sq",
             Self::Receive => "rq",
+            Self::Shared => "srq",
         }
     }
 }
@@ -44,7 +48,12 @@ pub(crate) struct Posted {
 /// The same, decoded.
 #[derive(Clone, Debug)]
 pub(crate) enum Decoded {
-    Send { head: SqWqe, sges: Vec<Sge> },
+    Send {
+        head: SqWqe,
+        /// What follows the head in the first block.
+        rest: [u64; 4],
+        sges: Vec<Sge>,
+    },
     Receive(RqWqe),
 }
 
@@ -60,7 +69,10 @@ impl Decoded {
     /// Whether the NIC writes into its SGEs.
     pub(crate) fn is_written(&self) -> bool {
         match self {
-            Self::Send { head, .. } => Opcode(head.opcode) == Opcode::RDMA_READ,
+            Self::Send { head, .. } => matches!(
+                Opcode(head.opcode),
+                Opcode::RDMA_READ | Opcode::ATOMIC_CMP_AND_SWP | Opcode::ATOMIC_FETCH_AND_ADD
+            ),
             Self::Receive(_) => true,
         }
     }
@@ -68,7 +80,7 @@ impl Decoded {
     /// What stands in reserved places, in words.
     pub(crate) fn reserved(&self) -> Option<String> {
         match self {
-            Self::Send { head, .. } => {
+            Self::Send { head, rest, .. } => {
                 let unknown = head.flags & !WqeFlags::all().bits();
                 let is_nop = Opcode(head.opcode) == Opcode::NOP;
                 if unknown != 0 {
@@ -79,7 +91,7 @@ impl Decoded {
                         head.flags, head.count
                     ))
                 } else {
-                    None
+                    reserved_of(head, *rest)
                 }
             }
             Self::Receive(wqe) => {
@@ -90,7 +102,7 @@ impl Decoded {
 
     pub(crate) fn words(&self) -> DecodedWqe {
         match self {
-            Self::Send { head, sges } => DecodedWqe::send(head, sges),
+            Self::Send { head, sges, .. } => DecodedWqe::send(head, sges),
             Self::Receive(wqe) => DecodedWqe::receive(wqe),
         }
     }
@@ -102,12 +114,43 @@ impl Decoded {
         }
     }
 
+    /// The region that a BIND_MW names.
+    pub(crate) fn bound_lkey(&self) -> Option<u32> {
+        match self {
+            Self::Send { head, rest, .. } if Opcode(head.opcode) == Opcode::BIND_MW => {
+                let [a, b, c, d, ..] = rest[1].to_le_bytes();
+                Some(u32::from_le_bytes([a, b, c, d]))
+            }
+            _ => None,
+        }
+    }
+
     fn is_signaled(&self) -> bool {
         match self {
             Self::Send { head, .. } => head.flags & WqeFlags::SIGNALED.bits() != 0,
             Self::Receive(_) => true,
         }
     }
+}
+
+/// What stands in places that an opcode reserves.
+fn reserved_of(head: &SqWqe, rest: [u64; 4]) -> Option<String> {
+    let is_plain = head.count == 0 && head.total == 0;
+    let sound = match Opcode(head.opcode) {
+        Opcode::LOCAL_INV => is_plain && head.remote_addr == 0 && head.rkey == 0 && rest == [0; 4],
+        Opcode::BIND_MW => {
+            let [.., a, b, c, d] = rest[1].to_le_bytes();
+            let access = u32::from_le_bytes([a, b, c, d]);
+            is_plain && Access::from_bits(access).is_some() && rest[2..] == [0; 2]
+        }
+        Opcode::ATOMIC_CMP_AND_SWP => head.imm == 0,
+        Opcode::ATOMIC_FETCH_AND_ADD => head.imm == 0 && rest[3] == 0,
+        _ => true,
+    };
+    (!sound).then(|| {
+        let opcode = Opcode(head.opcode);
+        format!("a field that {opcode} does not have, or a bit of its access, is not zero")
+    })
 }
 
 /// A change that nobody may make.
@@ -220,7 +263,7 @@ impl Shadow {
             self.blocks.get(at).copied().unwrap_or_default()
         };
         let first = block(start);
-        if self.side == Side::Receive {
+        if self.side != Side::Send {
             return Posted {
                 start,
                 end: start.wrapping_add(1),
@@ -245,6 +288,7 @@ impl Shadow {
             end: start.wrapping_add(blocks),
             wqe: Decoded::Send {
                 head,
+                rest: [first[4], first[5], first[6], first[7]],
                 sges: all.get(..count).unwrap_or(&[]).to_vec(),
             },
         }
@@ -275,6 +319,41 @@ impl Shadow {
             (change, of.cloned())
         });
         (done, changed)
+    }
+
+    /// As [`Shadow::complete`], for a queue whose WQEs are taken in order and complete in any: takes out the one before `end` alone.
+    pub(crate) fn complete_one(
+        &mut self,
+        ring: Option<&WqeRing>,
+        end: u32,
+    ) -> (Option<Posted>, Option<(Rewritten, Option<Posted>)>) {
+        let at = self.owned.iter().position(|posted| posted.end == end);
+        let ahead = end.wrapping_sub(self.reported);
+        let mut changed = None;
+        if (1..=self.posted.wrapping_sub(self.reported)).contains(&ahead) {
+            // Nobody has been told before that these places are free.
+            changed = ring.and_then(|ring| self.first_change(ring, end));
+            self.reported = end;
+        }
+        let changed = changed.map(|change| {
+            let of = self
+                .owned
+                .iter()
+                .find(|posted| posted.start == change.index);
+            (change, of.cloned())
+        });
+        (at.and_then(|at| self.owned.remove(at)), changed)
+    }
+
+    /// Takes out everything before a position: who took it is gone.
+    pub(crate) fn forget_before(&mut self, position: u32) -> Vec<Posted> {
+        let mut gone = Vec::new();
+        while let Some(first) = self.owned.front()
+            && position.wrapping_sub(first.end) < 1 << 31
+        {
+            gone.extend(self.owned.pop_front());
+        }
+        gone
     }
 
     fn first_change(&self, ring: &WqeRing, end: u32) -> Option<Rewritten> {
