@@ -1,9 +1,9 @@
 //! An attached device function: registers, doorbells, arena, and the lock that its family of processes shares.
 //!
 //! Place: `opener` brings an attachment, [`Function::attach`] starts the device; `verbs` and `provider` make their objects on it.
-//! Invariants: everything that changes shared state besides a posted WQE happens under [`Function::lock`]; who finds the lock
+//! Invariants: everything that changes shared state besides a posted WQE happens under `Function::lock`; who finds the lock
 //! abandoned rings the admin doorbell for its dead owner and goes on; once the device is dead, nothing waits for it any more.
-//! Hot: [`Function::ring_sends`], [`Function::ring_receives`]. Source: docs/device.md, "Start".
+//! Hot: `Function::ring_sends`, `Function::ring_receives`. Source: docs/device.md, "Start".
 #![expect(unsafe_code, reason = "views the mapped BAR2")]
 
 use core::fmt;

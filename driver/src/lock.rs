@@ -84,7 +84,7 @@ pub enum Taken {
     Abandoned,
 }
 
-/// A lock in one shared word: 0 when free, else the owner's name and [`WAITERS`].
+/// A lock in one shared word: 0 when free, else the owner's name and `WAITERS`.
 #[derive(Clone, Copy, Debug)]
 pub struct RobustLock<'a>(&'a AtomicU32);
 

@@ -1,6 +1,6 @@
 //! Submission: doorbell, dirty words, park and kick.
 //!
-//! Place: `driver` calls [`ring`] and [`must_kick`] once per batch; the engine of `nic-emu` calls [`take`] for every dirty word and
+//! Place: `driver` calls [`ring`] and [`mark`] once per batch; the engine of `nic-emu` calls [`take`] for every dirty word and
 //! [`park`] / [`unpark`] around its sleep.
 //! Invariants: no doorbell is lost and no wake-up is lost, also when a client dies between any two steps, or when several
 //! processes ring the same UAR.

@@ -1,7 +1,7 @@
 //! The switch's private structure of one stream socket (R-29): one per open file description, whatever the number of descriptors.
 //!
 //! Place: the preload library's table maps descriptors to `Arc<SwitchSocket>`; the calls of [`crate::Switch`] take it.
-//! Invariants: [`Stage`] has no way from [`Stage::SanConnected`] back to [`Stage::Tcp`] (R-72), [`SwitchSocket::enter`] refuses it;
+//! Invariants: [`Stage`] has no way from [`Stage::SanConnected`] back to [`Stage::Tcp`] (R-72), `SwitchSocket::enter` refuses it;
 //! the state's mutex is never held across a wait; stage and connection are readable without it. Hot: `conn`, `stage`.
 //!
 //! ```text

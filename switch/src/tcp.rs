@@ -2,7 +2,7 @@
 //!
 //! Place: the preload library and the switch call it for everything that stays with TCP; below lies `sys`.
 //! Invariants: names that go in and come out are logical; the kernel socket of an IPv6 socket is never V6ONLY while addresses are
-//! placed, and the program's wish is kept in its [`Endpoint`]; nothing blocks longer than [`REFUSAL_NS`], connect of a blocking
+//! placed, and the program's wish is kept in its [`Endpoint`]; nothing blocks longer than `REFUSAL_NS`, connect of a blocking
 //! descriptor excepted, which is not made here.
 //! Source; `place` for the addresses. Leaves out: data, which the program's own calls move.
 

@@ -3,7 +3,7 @@
 //! Place: `switch` -> [`SanProvider`] (the dispatch table) -> the files beside this one, one per part of the interface -> rings,
 //! doorbells and admin commands; connection and data events come back by polling.
 //! Invariants: state that forked processes share lies in the arena of the socket's function; this process alone has what is in
-//! [`Core`]: mappings, descriptors, event objects, the switch's handles. No lock of this process is held while the function's lock
+//! `Core`: mappings, descriptors, event objects, the switch's handles. No lock of this process is held while the function's lock
 //! is taken, and none of either kind during an upcall or a condition function.
 //! Hot: `wsp_send`, `wsp_recv`, `wsp_rdma_write`, `wsp_rdma_read`, `wsp_get_overlapped_result`: no lock, allocation or log, and no system call
 //! while the NIC is awake and nobody else works on the same queue.

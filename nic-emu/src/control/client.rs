@@ -1,6 +1,6 @@
 //! Blocking client of the control socket.
 //!
-//! Place: `sanlab` commands. Invariants: one connection a call; a reply that does not come within [`TIMEOUT`] is an error, so that a
+//! Place: `sanlab` commands. Invariants: one connection a call; a reply that does not come within `TIMEOUT` is an error, so that a
 //! stopped emulator hangs nobody. Source: ours.
 
 use std::io;

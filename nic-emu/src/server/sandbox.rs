@@ -1,8 +1,8 @@
 //! The sandbox of the emulator process: what it gives up once it has what it needs.
 //!
-//! Place: [`super::serve`] calls [`confine`] before it starts the engine thread, and [`seal`] when everything accepts.
+//! Place: [`super::serve`] calls `confine` before it starts the engine thread, and `seal` when everything accepts.
 //! Invariants: fixed at start, nothing widens it later; no privilege can be gained (`no_new_privs`), no capability is left; files: the
-//! socket directories alone, and their removal; system calls: those of [`ALLOWED`], others answer EPERM, and those of [`FATAL`] end
+//! socket directories alone, and their removal; system calls: those of `ALLOWED`, others answer EPERM, and those of `FATAL` end
 //! the process. What a kernel does not offer is left out, logged, and told by `sanlab doctor`.
 //! Source: no_new_privs in prctl(2), capabilities(7), landlock(7), seccomp(2); docs/limits.md, section "Sandbox".
 //! Leaves out: namespaces, which need what unprivileged users may not have.

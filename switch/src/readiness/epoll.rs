@@ -1,11 +1,11 @@
 //! Epoll sets that know sockets which the SAN may carry.
 //!
 //! Place: `epoll_ctl` and `epoll_wait` of the preload library. The kernel's set stays in use: it holds kernel descriptors with the
-//! program's own events and data; [`super::vectors`] lets one real `epoll_wait` wait for it and for SAN connections.
-//! Invariants: a socket is registered in one place at a time, the kernel's set or ours ([`Place`]), and moves before the call that
+//! program's own events and data; `super::vectors` lets one real `epoll_wait` wait for it and for SAN connections.
+//! Invariants: a socket is registered in one place at a time, the kernel's set or ours (`Place`), and moves before the call that
 //! changes its road returns; the program's `data` travels untouched. A connection that stays ready after it was told by level wakes the
 //! next sleeper of the set too, as in the kernel.
-//! Edges: see `lock`. Lock order: a set, then the sets within it ([`super::nested`]).
+//! Edges: see `lock`. Lock order: a set, then the sets within it (`super::nested`).
 //! Source: epoll(7); Linux fs/eventpoll.c for what an edge is. Leaves out: what a child that shares the set after a fork registers.
 //!
 //! ```text

@@ -209,7 +209,7 @@ impl Conn {
 
     /// The program is about to leave its call: true when the service thread must be woken for what the call leaves undone.
     ///
-    /// A connection that the service watches needs no wake-up: it is looked at after [`SERVICE_TICK_NS`], and armed when the program has
+    /// A connection that the service watches needs no wake-up: it is looked at after `SERVICE_TICK_NS`, and armed when the program has
     /// stopped calling by then.
     #[must_use]
     pub fn leave(&self) -> bool {

@@ -1,6 +1,6 @@
 //! A vfio-user server: one connection is one device, or one function of a device.
 //!
-//! Place: the control thread of the emulator runs [`session::Session`]s of the NIC's functions ([`nic`]); [`serve`] runs one for any
+//! Place: the control thread of the emulator runs `session::Session`s of the NIC's functions (`nic`); [`serve`] runs one for any
 //! other [`Device`], which is all that somebody needs who emulates something else. Invariants: a client owns its device alone;
 //! whatever it sends ends in a reply, an error reply or the end of its connection; buffers and descriptors of a connection are
 //! bounded; a device sees no length, count or vector that was not checked against the bytes and descriptors that really came.
