@@ -21,8 +21,8 @@ const INSIDE: [(Syndrome, &str, &str); 1] = [(
 )];
 
 macro_rules! rows {
-    ($($syndrome:ident => $module:ident::$test:ident,)*) => {
-        [$((Syndrome::$syndrome, concat!(stringify!($module), "::", stringify!($test)), $module::$test as fn())),*]
+    ($($syndrome:ident => $($test:ident)::+,)*) => {
+        [$((Syndrome::$syndrome, stringify!($($test)::+), $($test)::+ as fn())),*]
     };
 }
 
@@ -52,7 +52,7 @@ fn every_syndrome_is_provoked_by_a_test() {
         RKEY_WRONG_QP => wqe::region_with_an_owner_serves_that_qp_only,
         QP_NO_ACCESS => wqe::qp_rights_bind_the_peer,
         ATOMIC_MISALIGNED => atomics::an_atomic_at_an_odd_address_is_an_invalid_request,
-        KEY_INVALIDATED => mw::an_invalidated_key_refuses_the_peer,
+        KEY_INVALIDATED => mw::invalidate::an_invalidated_key_refuses_the_peer,
         RECV_TOO_SHORT => wqe::each_bad_field_of_a_receive_has_its_syndrome,
         RECV_BAD_WQE => wqe::each_bad_field_of_a_receive_has_its_syndrome,
         RNR_EXHAUSTED => rnr::finite_retries_run_out,
@@ -62,7 +62,7 @@ fn every_syndrome_is_provoked_by_a_test() {
         CQ_OVERRUN => completion::cq_that_overruns_ends_its_qps_and_keeps_what_it_has,
         BAD_QP_STATE => flush::transitions_follow_verbs,
         DISCONNECTED => flush::disconnect_flushes_both_ends_and_tells_the_other,
-        RETRIES_EXHAUSTED => packet::cut_link_ends_after_the_last_retry_and_not_before,
+        RETRIES_EXHAUSTED => packet::retries::cut_link_ends_after_the_last_retry_and_not_before,
         EQ_OVERRUN => port::events_that_nobody_takes_fail_the_function_in_the_end,
         FAULT_INJECTED => faults::wqe_completes_with_the_chosen_status_in_its_turn,
         CURRENT_STATE_DIFFERS => modify::the_other_refusals_name_their_reason,
@@ -70,15 +70,15 @@ fn every_syndrome_is_provoked_by_a_test() {
         ATTRIBUTE_NOT_ALLOWED => modify::the_other_refusals_name_their_reason,
         ATTRIBUTE_OUT_OF_RANGE => modify::each_impossible_value_is_named,
         ATTRIBUTE_NOT_GIVEN => modify::the_other_refusals_name_their_reason,
-        SQ_DRAINING => modify::send_queue_drains_what_is_under_way_and_holds_the_rest,
+        SQ_DRAINING => modify::drain::send_queue_drains_what_is_under_way_and_holds_the_rest,
         QP_CONNECTING => cm::qp_cannot_be_modified_while_it_connects,
         NO_SUCH_PEER => modify::the_other_refusals_name_their_reason,
         CQ_TOO_SMALL => cq_change::new_ring_must_hold_what_waits_exactly,
         CQ_RINGS_OVERLAP => cq_change::each_bad_field_of_cq_resize_has_its_status,
         CQ_BROKEN => cq_change::overrun_comes_with_the_first_entry_too_many_and_ends_resizing,
         MODERATION_ENDLESS => cq_change::moderation_that_could_hold_for_ever_is_refused,
-        NO_INITIATOR_DEPTH => modify::reads_need_depth_at_both_ends,
-        NO_RESPONDER_DEPTH => modify::reads_need_depth_at_both_ends,
+        NO_INITIATOR_DEPTH => modify::effects::reads_need_depth_at_both_ends,
+        NO_RESPONDER_DEPTH => modify::effects::reads_need_depth_at_both_ends,
         PORT_DOWN => port::port_that_stays_down_ends_the_retries,
         MW_UNKNOWN => mw::each_failed_check_of_a_binding_has_its_syndrome,
         MW_WRONG_TYPE => mw::each_failed_check_of_a_binding_has_its_syndrome,
@@ -90,12 +90,12 @@ fn every_syndrome_is_provoked_by_a_test() {
         MW_BIND_NOT_ALLOWED => mw::each_failed_check_of_a_binding_has_its_syndrome,
         MW_NEEDS_LOCAL_WRITE => mw::each_failed_check_of_a_binding_has_its_syndrome,
         SRQ_BROKEN => srq::a_producer_past_the_depth_breaks_the_srq,
-        INV_UNKNOWN_KEY => mw::each_failed_check_of_an_invalidation_has_its_syndrome,
-        INV_PD_MISMATCH => mw::each_failed_check_of_an_invalidation_has_its_syndrome,
-        INV_WRONG_QP => mw::each_failed_check_of_an_invalidation_has_its_syndrome,
-        INV_NOT_VALID => mw::each_failed_check_of_an_invalidation_has_its_syndrome,
-        INV_NOT_ALLOWED => mw::each_failed_check_of_an_invalidation_has_its_syndrome,
-        INV_REGION_BOUND => mw::each_failed_check_of_an_invalidation_has_its_syndrome,
+        INV_UNKNOWN_KEY => mw::invalidate::each_failed_check_of_an_invalidation_has_its_syndrome,
+        INV_PD_MISMATCH => mw::invalidate::each_failed_check_of_an_invalidation_has_its_syndrome,
+        INV_WRONG_QP => mw::invalidate::each_failed_check_of_an_invalidation_has_its_syndrome,
+        INV_NOT_VALID => mw::invalidate::each_failed_check_of_an_invalidation_has_its_syndrome,
+        INV_NOT_ALLOWED => mw::invalidate::each_failed_check_of_an_invalidation_has_its_syndrome,
+        INV_REGION_BOUND => mw::invalidate::each_failed_check_of_an_invalidation_has_its_syndrome,
     };
     for &syndrome in Syndrome::ALL {
         if let Some((_, file, test)) = INSIDE.iter().find(|(inside, ..)| *inside == syndrome) {
