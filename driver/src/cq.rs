@@ -41,10 +41,9 @@ impl Wc {
 }
 
 /// The entry at `consumer`, when there is one.
-#[inline]
+#[inline(always)] // as `Cq::poll`
 pub(crate) fn peek(ring: &CqeRing, consumer: u32) -> Option<Wc> {
-    let words = ring.published(consumer)?;
-    let cqe: Cqe = zerocopy::transmute!(words);
+    let cqe = Cqe::of_words(ring.published(consumer)?);
     let publish = Publish::unpack(cqe.publish);
     let [a, b, c, opcode] = cqe.qpn_opcode.to_le_bytes();
     Some(Wc {

@@ -127,6 +127,7 @@ impl Hold {
         })
     }
 
+    #[inline]
     fn slot(&self) -> u32 {
         self.slot.expect("asked for when it was made")
     }
@@ -304,6 +305,7 @@ impl Drop for Mr {
 #[derive(Debug)]
 pub struct Cq {
     inner: Arc<CqInner>,
+    slot: u32,
     ring: CqeRing,
     consumer: u32,
     queues: Vec<(Qpn, Arc<Positions>)>,
@@ -362,6 +364,7 @@ impl Cq {
             .ring(memory.offset, depth)
             .ok_or(FunctionError::ArenaFull { len: memory.len })?;
         Ok(Self {
+            slot: hold.slot(),
             inner: Arc::new(CqInner {
                 hold,
                 memory: Mutex::new(memory),
@@ -380,29 +383,42 @@ impl Cq {
     }
 
     /// Takes the next completion.
-    #[inline]
+    #[inline(always)] // whoever looks at two fields of a completion pays for two
     pub fn poll(&mut self) -> Option<Wc> {
-        loop {
-            let wc = cq::peek(&self.ring, self.consumer)?;
-            self.consumer = self.consumer.wrapping_add(1);
-            let hold = &self.inner.hold;
-            hold.function.publish_consumer(hold.slot(), self.consumer);
-            if let Some((_, queue)) = self.queues.iter().find(|(qpn, _)| *qpn == wc.qpn) {
-                let position = if !wc.is_receive() {
-                    &queue.sq_consumer
-                } else if let Some(shared) = &queue.shared {
-                    srq::advance(shared, wc.wqe_counter);
-                    return Some(wc);
-                } else {
-                    &queue.rq_consumer
-                };
-                // EDGE wqe-reclaim (release): the completion was read. Acquired when the queue's owner re-uses its blocks.
-                position.store(wc.wqe_counter, Ordering::Release);
-            }
-            if wc.wr_id != sq::FILLER {
-                return Some(wc);
-            }
+        let wc = cq::peek(&self.ring, self.consumer)?;
+        self.consumer = self.consumer.wrapping_add(1);
+        let function = &self.inner.hold.function;
+        function.publish_consumer(self.slot, self.consumer);
+        if let Some((_, queue)) = self.queues.iter().find(|(qpn, _)| *qpn == wc.qpn) {
+            queue.completed(wc.is_receive(), wc.wqe_counter);
         }
+        if wc.wr_id == sq::FILLER {
+            return self.poll_further();
+        }
+        Some(wc)
+    }
+
+    /// Takes the completion behind one that is not for the program.
+    #[cold]
+    fn poll_further(&mut self) -> Option<Wc> {
+        self.poll()
+    }
+}
+
+impl Positions {
+    /// A completion was read, so its WQE and those before it may be written over.
+    #[inline]
+    fn completed(&self, is_receive: bool, position: u32) {
+        let consumer = if !is_receive {
+            &self.sq_consumer
+        } else if let Some(shared) = &self.shared {
+            srq::advance(shared, position);
+            return;
+        } else {
+            &self.rq_consumer
+        };
+        // EDGE wqe-reclaim (release): the completion was read. Acquired when the queue's owner re-uses its blocks.
+        consumer.store(position, Ordering::Release);
     }
 }
 

@@ -31,6 +31,38 @@ pub struct Cqe {
     pub publish: u64,
 }
 
+impl Cqe {
+    /// The element as the words of a ring.
+    #[inline]
+    #[must_use]
+    pub const fn words(self) -> [u64; 4] {
+        [
+            self.wr_id,
+            self.byte_len as u64 | (self.imm as u64) << 32,
+            self.qpn_opcode as u64 | (self.src_qpn_flags as u64) << 32,
+            self.publish,
+        ]
+    }
+
+    /// The element in the words of a ring.
+    #[inline]
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lower halves of words are meant"
+    )]
+    pub const fn of_words([wr_id, lens, names, publish]: [u64; 4]) -> Self {
+        Self {
+            wr_id,
+            byte_len: lens as u32,
+            imm: (lens >> 32) as u32,
+            qpn_opcode: names as u32,
+            src_qpn_flags: (names >> 32) as u32,
+            publish,
+        }
+    }
+}
+
 /// Flag of `src_qpn_flags`: `imm` is valid.
 pub const CQE_IMM: u32 = 1 << 24;
 /// Flag of `src_qpn_flags`: the sender asked for a solicited event.
@@ -83,4 +115,24 @@ impl Publish {
 #[must_use]
 pub const fn phase_of(word: u64) -> u8 {
     word.to_le_bytes()[7]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cqe;
+
+    #[test]
+    fn words_are_those_of_the_layout() {
+        let cqe = Cqe {
+            wr_id: 0x0102_0304_0506_0708,
+            byte_len: 0x1112_1314,
+            imm: 0x2122_2324,
+            qpn_opcode: 0x3132_3334,
+            src_qpn_flags: 0x4142_4344,
+            publish: 0x5152_5354_5556_5758,
+        };
+        let laid_out: [u64; 4] = zerocopy::transmute!(cqe);
+        assert_eq!(cqe.words(), laid_out);
+        assert_eq!(Cqe::of_words(laid_out), cqe);
+    }
 }

@@ -73,9 +73,12 @@ pub fn published<const WORDS: usize>(
     if crate::cqe::phase_of(last) != ring.depth().phase(position) {
         return None;
     }
-    // Relaxed: the publish word above was acquired.
-    let mut words: [u64; WORDS] =
-        core::array::from_fn(|i| ring.word(position, i).load(Ordering::Relaxed));
-    words[WORDS - 1] = last;
-    Some(words)
+    Some(core::array::from_fn(|i| {
+        if i == WORDS - 1 {
+            last
+        } else {
+            // Relaxed: the publish word above was acquired.
+            ring.word(position, i).load(Ordering::Relaxed)
+        }
+    }))
 }

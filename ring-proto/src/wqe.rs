@@ -179,7 +179,7 @@ const _: () = {
     assert!(size_of::<SgeBlock>() == BLOCK);
     assert!(size_of::<BindWqe>() == BLOCK && offset_of!(BindWqe, len) == 32);
     assert!(size_of::<AtomicWqe>() == BLOCK && offset_of!(AtomicWqe, sge) == 32);
-    assert!(size_of::<RqWqe>() == BLOCK);
+    assert!(size_of::<RqWqe>() == BLOCK && offset_of!(RqWqe, count) == 8);
 };
 
 /// Blocks that `count` SGEs need.

@@ -26,7 +26,7 @@ impl Switch {
             step
         };
         if step == CloseStep::Draining {
-            self.leave_to_service();
+            self.host.wake_service();
         }
         step
     }
@@ -44,13 +44,14 @@ impl Switch {
                 CloseStep::Closed
             }
             Stage::SanConnected => {
-                self.lock_registry().connected.remove(&socket.id());
+                let mut registry = self.lock_registry();
+                registry.connected.remove(&socket.id());
                 let Some(conn) = socket.conn() else {
                     return CloseStep::Closed;
                 };
                 let step = conn.close(state.options.linger());
                 if step == CloseStep::Draining {
-                    self.lock_registry().draining.push(Arc::clone(conn));
+                    registry.draining.push(Arc::clone(conn));
                 }
                 step
             }

@@ -11,20 +11,23 @@ use std::process::Command;
 use serde::{Deserialize, Serialize};
 
 use crate::ROUNDS;
-use crate::stage::BATCH;
+use crate::stage::{BATCH, WRITES};
 
 /// First argument of the run under callgrind.
 pub(crate) const WORKLOAD: &str = "workload";
 
 /// Operations, and how often a round does each.
-const OPERATIONS: [(&str, u32); 7] = [
+const OPERATIONS: [(&str, u32); 10] = [
     ("post_send", BATCH / 2),
     ("post_inline", BATCH / 2),
     ("post_recv", BATCH),
     ("poll", 2 * BATCH),
     ("empty_poll", BATCH),
     ("arm", BATCH),
-    ("serve", BATCH),
+    ("serve_send", BATCH),
+    ("serve_write", WRITES),
+    ("ring", WRITES),
+    ("rtrb", WRITES),
 ];
 
 /// What is stored.
@@ -86,7 +89,8 @@ fn bless(instructions: BTreeMap<String, f64>) -> Result<String, String> {
     };
     let text = format!(
         "# Instructions per operation, counted by tests/hot_path under callgrind; SANLAB_BLESS=1 writes this file.\n\
-         # serve is the NIC's part of one SEND of 64 bytes with both completions.\n{}",
+         # serve_send is the NIC's part of one SEND of 64 bytes with both completions, serve_write that of one RDMA WRITE of 64 bytes in\n\
+         # a batch of 64 with one completion; ring and rtrb are an element of 64 bytes into and out of a bare ring: ours, and rtrb's.\n{}",
         toml::to_string(&stored).map_err(|error| error.to_string())?
     );
     std::fs::write(path(), text).map_err(|error| error.to_string())?;
@@ -133,7 +137,7 @@ fn count(operation: &str) -> Result<f64, String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(format!("--toggle-collect=*measured_{operation}*"))
+        .arg(format!("--toggle-collect=*::measured_{operation}"))
         .arg(own)
         .arg(WORKLOAD)
         .output()

@@ -14,7 +14,8 @@ use nic_emu::device::DeviceOptions;
 use nic_emu::embedded::{Embedded, EmbeddedDevice};
 use ring_proto::arm;
 use ring_proto::attach::{AttachError, Attachment};
-use ring_proto::shared::Bar2;
+use ring_proto::index::Depth;
+use ring_proto::shared::{Bar2, WqeRing};
 use ring_proto::status::{Opcode, WcStatus};
 use ring_proto::sync::{AtomicU64, Ordering};
 use ring_proto::uar;
@@ -23,6 +24,8 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 /// Operations of one kind in a round.
 pub(crate) const BATCH: u32 = 16;
+/// RDMA WRITEs in a round: a send queue full of them.
+pub(crate) const WRITES: u32 = 64;
 /// Bytes of a message.
 const LEN: u32 = 64;
 /// A doorbell slot that no queue has: arming it wakes nobody.
@@ -92,6 +95,30 @@ pub(crate) struct Stage {
     device: EmbeddedDevice,
     near: End,
     far: End,
+    bare: Bare,
+}
+
+/// Bare rings of elements as large as a WQE, which the NIC's cost per WQE is held against.
+struct Bare {
+    own: WqeRing,
+    _memory: Box<[u64; 8 * WRITES as usize]>,
+    position: u32,
+    rtrb: (rtrb::Producer<[u64; 8]>, rtrb::Consumer<[u64; 8]>),
+}
+
+impl Bare {
+    fn new() -> Self {
+        let mut memory = Box::new([0; 8 * WRITES as usize]);
+        let depth = Depth::new(WRITES).expect("a power of two");
+        // SAFETY: 1. aligned, 64 blocks long, and kept as long as the view. 2. only the view touches it from now on.
+        let own = unsafe { WqeRing::new(NonNull::from(&mut *memory).cast(), depth) };
+        Self {
+            own,
+            _memory: memory,
+            position: 0,
+            rtrb: rtrb::RingBuffer::new(WRITES as usize),
+        }
+    }
 }
 
 impl Stage {
@@ -112,7 +139,12 @@ impl Stage {
         });
         near.qp.connect(far.qp.address()).expect("a QP in INIT");
         far.qp.connect(near.qp.address()).expect("a QP in INIT");
-        let mut stage = Self { device, near, far };
+        let mut stage = Self {
+            device,
+            near,
+            far,
+            bare: Bare::new(),
+        };
         // Everything has run once: lazily bound functions, first pages.
         stage.round();
         stage
@@ -120,6 +152,69 @@ impl Stage {
 
     /// Posts, serves and polls a batch, by each of the measured operations.
     pub(crate) fn round(&mut self) {
+        self.sends();
+        self.writes();
+        self.bare(true);
+        self.bare(false);
+    }
+
+    fn writes(&mut self) {
+        self.post_writes();
+        self.serve_writes();
+        self.take_writes();
+    }
+
+    /// Posts RDMA WRITEs of which the last alone is signaled.
+    pub(crate) fn post_writes(&mut self) {
+        self.awake();
+        for wr_id in 1..=WRITES {
+            let sges = [self.near.memory.sge(0, LEN)];
+            let wr = SendWr {
+                wr_id: wr_id.into(),
+                opcode: Opcode::RDMA_WRITE,
+                flags: if wr_id == WRITES {
+                    WqeFlags::SIGNALED
+                } else {
+                    WqeFlags::empty()
+                },
+                imm: 0,
+                payload: Payload::Sges(&sges),
+                remote_addr: self.far.memory.addr(),
+                rkey: self.far.memory.rkey().0,
+            };
+            self.near.qp.post_send(&wr).expect("room in the queue");
+        }
+        self.near.qp.ring();
+    }
+
+    /// The NIC's part of them.
+    pub(crate) fn serve_writes(&self) {
+        measured_serve_write(&self.device);
+    }
+
+    /// Their one completion.
+    pub(crate) fn take_writes(&mut self) {
+        let last = self.near.cq.poll().expect("the last one is signaled");
+        assert_eq!(
+            (last.status, last.wr_id),
+            (WcStatus::SUCCESS, WRITES.into())
+        );
+        self.device.pump();
+    }
+
+    /// As many elements of the same size into and out of the two bare rings.
+    pub(crate) fn bare(&mut self, of_ours: bool) {
+        for _ in 0..WRITES {
+            if of_ours {
+                assert!(measured_ring(&mut self.bare), "what was written is there");
+            } else {
+                assert!(measured_rtrb(&mut self.bare), "what was pushed is there");
+            }
+        }
+    }
+
+    /// SENDs into posted receives, each signaled.
+    fn sends(&mut self) {
         self.awake();
         let kicks = self.kicks();
         for wr_id in 0..BATCH {
@@ -176,7 +271,7 @@ impl Stage {
     }
 
     fn serve(&self) {
-        measured_serve(&self.device);
+        measured_serve_send(&self.device);
     }
 
     /// Shows the NIC awake: the embedded one says that it sleeps whenever it does nothing.
@@ -214,7 +309,8 @@ impl End {
         let function = Function::attach(Arc::clone(&attachment) as Arc<dyn Attachment>)
             .expect("our own device");
         let pd = Pd::new(&function).expect("a protection domain");
-        let memory = pd.register(4096, Access::LOCAL_WRITE).expect("memory");
+        let rights = Access::LOCAL_WRITE | Access::REMOTE_WRITE;
+        let memory = pd.register(4096, rights).expect("memory");
         let mut cq = Cq::new(&function, 64).expect("a CQ");
         let qp = Qp::new(&pd, &mut cq, QpOptions::default()).expect("a QP");
         Self {
@@ -280,6 +376,27 @@ fn measured_arm(end: &End) {
 }
 
 #[inline(never)]
-fn measured_serve(device: &EmbeddedDevice) {
+fn measured_serve_send(device: &EmbeddedDevice) {
     device.pump();
+}
+
+#[inline(never)]
+fn measured_serve_write(device: &EmbeddedDevice) -> u32 {
+    device.pump();
+    // Another answer than the function above has, so that the two are not merged into one.
+    std::hint::black_box(WRITES)
+}
+
+#[inline(never)]
+fn measured_ring(bare: &mut Bare) -> bool {
+    let position = bare.position;
+    bare.own.write(position, &[u64::from(position); 8]);
+    bare.position = position.wrapping_add(1);
+    bare.own.snapshot(position)[7] == u64::from(position)
+}
+
+#[inline(never)]
+fn measured_rtrb(bare: &mut Bare) -> bool {
+    let (producer, consumer) = &mut bare.rtrb;
+    producer.push([7; 8]).is_ok() && consumer.pop().is_ok_and(|words| words[7] == 7)
 }

@@ -4,7 +4,7 @@
 //! Invariants: a CQE never overwrites one that was not consumed; a queue that overran takes nothing more, and its QPs go to ERR. The
 //! client's consumer is believed only inside [what it had consumed, what was written]. Written CQEs are read back only when
 //! a resize moves them.
-//! Hot: [`Cq::push`], [`Device::complete`]. Edges: cqe-publish (in `ring_proto::shared`). Source: verbs CQ; layout docs/device.md.
+//! Hot: [`Cq::push`], [`Function::complete`], [`Work::completed`]. Edges: cqe-publish (in `ring_proto::shared`). Source: verbs CQ; layout docs/device.md.
 
 use ring_proto::cqe::{CQE_SOLICITED, Cqe, Publish};
 use ring_proto::shared::{Bar2, CqeRing};
@@ -12,9 +12,11 @@ use ring_proto::status::{Syndrome, WcStatus};
 use ring_proto::sync::Ordering;
 
 use super::Device;
+use super::counters::Counters;
 use super::cq_change::Moderation;
-use super::engine::Fire;
+use super::engine::{Fire, Work};
 use super::fault::FaultPoint;
+use super::function::Function;
 use super::recorder::{Event, What};
 
 /// Most CQs of a function.
@@ -47,6 +49,8 @@ pub(crate) struct Cq {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Pushed {
     Written,
+    /// The first one since the last interrupts: the queue has news now.
+    News,
     /// No room: the queue is broken from now on.
     Overrun,
     /// The queue was broken before.
@@ -117,12 +121,16 @@ impl Cq {
             }
             .pack(),
         };
-        ring.publish(self.producer, &zerocopy::transmute!(cqe));
+        ring.publish(self.producer, &cqe.words());
         self.producer = self.producer.wrapping_add(1);
         self.unfired = self.unfired.saturating_add(1);
         self.has_solicited |=
             entry.src_qpn_flags & CQE_SOLICITED != 0 || entry.status != WcStatus::SUCCESS;
-        Pushed::Written
+        if std::mem::replace(&mut self.is_queued, true) {
+            Pushed::Written
+        } else {
+            Pushed::News
+        }
     }
 
     /// The consumer to go by: the claimed one when it lies between what is known and what was written.
@@ -148,8 +156,55 @@ impl Cq {
     }
 }
 
+impl Function {
+    /// Writes a CQE into a queue of the function, and tells the recorder; whoever calls hands the outcome to [`Work::completed`].
+    #[inline]
+    pub(crate) fn complete(&mut self, cqn: u32, entry: &Completed, now_ns: u64) -> Pushed {
+        self.recorder.push(Event {
+            at_ns: now_ns,
+            wr_id: entry.wr_id,
+            number: entry.qpn,
+            index: entry.wqe_counter,
+            len: entry.byte_len,
+            code: u16::from(entry.opcode),
+            syndrome: entry.syndrome.0,
+            status: u16::from(entry.status.0),
+            what: What::Cqe,
+        });
+        match self.cqs.find_mut(cqn) {
+            Some(cq) => cq.push(&self.bar, entry),
+            None => Pushed::Dropped,
+        }
+    }
+}
+
+impl Work {
+    /// Notes what became of a CQE; an overrun is dealt with after the present piece of work.
+    #[inline]
+    pub(crate) fn completed(
+        &mut self,
+        place: u32,
+        cqn: u32,
+        pushed: Pushed,
+        counters: &mut Counters,
+    ) {
+        match pushed {
+            Pushed::Written => counters.cqes += 1,
+            Pushed::News => {
+                counters.cqes += 1;
+                self.fire.push(Fire::Cq { place, cqn });
+            }
+            Pushed::Overrun => {
+                counters.errors += 1;
+                self.broken_cqs.push((place, cqn));
+            }
+            Pushed::Dropped => {}
+        }
+    }
+}
+
 impl Device {
-    /// Writes a CQE; an overrun is dealt with after the present piece of work.
+    /// Writes a CQE of any kind.
     #[inline]
     pub(crate) fn complete(&mut self, place: u32, cqn: u32, entry: &Completed) {
         if self.faults.has(FaultPoint::Completion) && self.fault_completion(place, cqn, entry) {
@@ -161,40 +216,14 @@ impl Device {
         let Some(function) = self.functions.at_mut(place) else {
             return;
         };
-        let bar = function.bar;
-        let node = function.node;
-        function.recorder.push(Event {
-            at_ns: self.work.now_ns,
-            wr_id: entry.wr_id,
-            number: entry.qpn,
-            index: entry.wqe_counter,
-            len: entry.byte_len,
-            code: u16::from(entry.opcode),
-            syndrome: entry.syndrome.0,
-            status: u16::from(entry.status.0),
-            what: What::Cqe,
-        });
-        let Some(cq) = function.cqs.find_mut(cqn) else {
-            return;
-        };
-        match cq.push(&bar, entry) {
-            Pushed::Written => {
-                if !cq.is_queued {
-                    cq.is_queued = true;
-                    self.work.fire.push(Fire::Cq { place, cqn });
-                }
-                let counters = self.nodes.counters(node);
-                counters.cqes += 1;
-                if entry.status != WcStatus::SUCCESS && entry.status != WcStatus::WR_FLUSH_ERR {
-                    counters.errors += 1;
-                    self.completion_failed(place, entry);
-                }
-            }
-            Pushed::Overrun => {
-                self.nodes.counters(node).errors += 1;
-                self.work.broken_cqs.push((place, cqn));
-            }
-            Pushed::Dropped => {}
+        let pushed = function.complete(cqn, entry, self.work.now_ns);
+        let counters = self.nodes.counters(function.node);
+        self.work.completed(place, cqn, pushed, counters);
+        let is_written = matches!(pushed, Pushed::Written | Pushed::News);
+        if is_written && entry.status != WcStatus::SUCCESS && entry.status != WcStatus::WR_FLUSH_ERR
+        {
+            counters.errors += 1;
+            self.completion_failed(place, entry);
         }
     }
 }

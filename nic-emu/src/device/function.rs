@@ -33,7 +33,7 @@ use super::eq::EventQueue;
 use super::holder::{self, HolderTable};
 use super::mr::Regions;
 use super::pause;
-use super::qp::{QP_LIMIT, Qp};
+use super::qp::{QP_LIMIT, Qp, QpRef};
 use super::recorder::Recorder;
 use super::registers::Registers;
 use super::srq::{SRQ_LIMIT, Srq};
@@ -332,6 +332,26 @@ impl Function {
     }
 }
 
+/// The functions of two connected QPs, which may be one.
+#[derive(Debug)]
+pub(crate) struct Ends<'a> {
+    pub(crate) own: &'a mut Function,
+    /// The peer's; `None` when it is `own`.
+    other: Option<&'a mut Function>,
+}
+
+impl Ends<'_> {
+    #[inline]
+    pub(crate) fn peer(&self) -> &Function {
+        self.other.as_deref().unwrap_or(self.own)
+    }
+
+    #[inline]
+    pub(crate) fn peer_mut(&mut self) -> &mut Function {
+        self.other.as_deref_mut().unwrap_or(self.own)
+    }
+}
+
 /// All functions: by place, which may come back, and by number, which never does.
 #[derive(Debug, Default)]
 pub(crate) struct Functions {
@@ -349,6 +369,20 @@ impl Functions {
     #[inline]
     pub(crate) fn at_mut(&mut self, place: u32) -> Option<&mut Function> {
         self.places.get_mut(place as usize)?.as_deref_mut()
+    }
+
+    /// The functions that two QPs name, as far as both are still there.
+    #[inline]
+    pub(crate) fn ends(&mut self, at: QpRef, peer: QpRef) -> Option<Ends<'_>> {
+        let (own, other) = if at.place == peer.place {
+            (self.at_mut(at.place)?, None)
+        } else {
+            let places = [at.place as usize, peer.place as usize];
+            let [own, other] = self.places.get_disjoint_mut(places).ok()?;
+            (own.as_deref_mut()?, Some(other.as_deref_mut()?))
+        };
+        let ends = Ends { own, other };
+        (ends.own.id == at.function && ends.peer().id == peer.function).then_some(ends)
     }
 
     pub(crate) fn place_of(&self, id: FunctionId) -> Option<u32> {

@@ -4,12 +4,13 @@
 //! in shared memory; [`Device::pump`] does what they say; completions, events and interrupts go back the same way.
 //! Invariants: no thread, no lock, no socket inside; every number from a client is checked on a private copy; a client harms itself
 //! only: its QP goes to ERR, or its function to FAILED. Ring bases, depths and indices are the device's own copies.
-//! Hot: `pump` and what it calls for a WQE (`engine`, `serve`, `queue`, `transfer`, `mr`, `cq`): no allocation, lock, log or system call.
+//! Hot: `pump` and what it calls for a WQE (`engine`, `serve`, `burst`, `queue`, `transfer`, `mr`, `cq`): no allocation, lock, log or system call.
 //! Source: verbs semantics by name; docs/device.md. Leaves out: window mode.
 //!
 //! ```text
 //!  engine   rounds: dirty words -> active QPs -> turns -> interrupts; parks
 //!  serve    one turn of a QP                               queue      fetch and check a WQE
+//!  burst    the plain WQEs of a turn, in one loop
 //!  transfer one WQE between two QPs                        mr window  keys -> memory
 //!  atomic   read-modify-writes of a peer's memory          mw        windows of a region, invalidation
 //!  packet   the same over a link that is not perfect      link       loss, delay, order of packets
@@ -29,6 +30,7 @@ use ring_proto::ids::{FunctionId, NodeId};
 
 mod admin;
 mod atomic;
+mod burst;
 mod cm;
 mod cm_link;
 mod counters;

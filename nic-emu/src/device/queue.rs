@@ -9,10 +9,13 @@ use ring_proto::regs;
 use ring_proto::shared::WqeRing;
 use ring_proto::status::{Opcode, Syndrome, WcStatus};
 use ring_proto::wqe::{
-    AtomicWqe, BindWqe, MAX_BLOCKS, MAX_INLINE, MAX_RECV_SGES, MAX_SGES, RqWqe, Sge, SqWqe,
-    WqeFlags, blocks_for_inline, blocks_for_sges,
+    AtomicWqe, BindWqe, FIRST_SGES, MAX_BLOCKS, MAX_INLINE, MAX_RECV_SGES, MAX_SGES, RqWqe, Sge,
+    SqWqe, WqeFlags, blocks_for_inline, blocks_for_sges,
 };
 use zerocopy::{FromBytes, IntoBytes};
+
+use super::cq::Completed;
+use super::recorder::{Event, What};
 
 /// Words of the longest WQE.
 const WORDS: usize = 8 * MAX_BLOCKS as usize;
@@ -30,7 +33,6 @@ const _: () = assert!(
 #[derive(Debug)]
 pub(crate) struct SendWork {
     words: [u64; WORDS],
-    head: SqWqe,
     /// SQ position behind the WQE.
     pub(crate) end: u32,
     /// Bytes moved so far.
@@ -60,8 +62,9 @@ pub(crate) struct BadWqe {
 
 /// Fetches the WQE at `consumer` into `work`; `producer` is checked and lies ahead of it.
 ///
-/// Words of an older WQE stay behind the new one's end; nothing reads past the count, which is checked against the blocks.
-#[inline]
+/// Words of an older WQE stay behind the new one's end; nothing reads past the count, which is checked against the blocks. What stands
+/// in `work` after a refusal is of no meaning.
+#[inline(always)] // a call and its answer in memory would cost a quarter as much again
 pub(crate) fn fetch_send(
     ring: &WqeRing,
     consumer: u32,
@@ -69,6 +72,10 @@ pub(crate) fn fetch_send(
     work: &mut SendWork,
 ) -> Fetched {
     let first = ring.snapshot(consumer);
+    // Word by word, as they come: loads of two words that were stored one by one stall.
+    for (word, value) in work.words.iter_mut().zip(first) {
+        *word = value;
+    }
     let head: SqWqe = zerocopy::transmute!(first);
     let posted = producer.wrapping_sub(consumer);
     let blocks = u32::from(head.blocks);
@@ -86,7 +93,7 @@ pub(crate) fn fetch_send(
     if !sound_blocks {
         return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::BAD_BLOCKS);
     }
-    if blocks > ring.depth().until_end(consumer) {
+    if blocks > 1 && blocks > ring.depth().until_end(consumer) {
         return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::WQE_WRAPS);
     }
     let Some(flags) = WqeFlags::from_bits(head.flags) else {
@@ -104,12 +111,12 @@ pub(crate) fn fetch_send(
             return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::RESERVED_NOT_ZERO);
         }
         Opcode::ATOMIC_CMP_AND_SWP | Opcode::ATOMIC_FETCH_AND_ADD => {
-            if let Err((status, syndrome)) = check_atomic(zerocopy::transmute!(first)) {
+            if let Err((status, syndrome)) = check_atomic(work) {
                 return bad(status, syndrome);
             }
         }
         Opcode::LOCAL_INV | Opcode::BIND_MW => {
-            if let Err(syndrome) = check_local(&first) {
+            if let Err(syndrome) = check_local(work) {
                 return bad(WcStatus::LOC_QP_OP_ERR, syndrome);
             }
         }
@@ -129,21 +136,20 @@ pub(crate) fn fetch_send(
         if head.count > MAX_SGES {
             return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::BAD_SGE_COUNT);
         }
-        if blocks_for_sges(head.count) > head.blocks {
+        if head.count > FIRST_SGES && blocks_for_sges(head.count) > head.blocks {
             return bad(WcStatus::LOC_QP_OP_ERR, Syndrome::BAD_BLOCKS);
         }
     }
-    work.head = head;
     work.end = end;
     work.done = 0;
-    work.words[..8].copy_from_slice(&first);
-    for (block, position) in work.words.chunks_exact_mut(8).zip(0..blocks).skip(1) {
-        block.copy_from_slice(&ring.snapshot(consumer.wrapping_add(position)));
+    if blocks > 1 {
+        work.fetch_rest(ring, consumer, blocks);
     }
-    let sum = if inline {
-        u64::from(head.count)
-    } else {
-        work.sges().iter().map(|sge| u64::from(sge.len)).sum()
+    let sum = match head.count {
+        count if inline => count.into(),
+        0 => 0,
+        1 => head.sges[0].len.into(),
+        _ => work.sges().iter().map(|sge| u64::from(sge.len)).sum(),
     };
     if sum != u64::from(head.total) {
         return bad(WcStatus::LOC_LEN_ERR, Syndrome::BAD_TOTAL);
@@ -156,7 +162,8 @@ pub(crate) fn fetch_send(
 
 /// What is special about the WQE of an atomic operation.
 #[cold]
-fn check_atomic(wqe: AtomicWqe) -> Result<(), (WcStatus, Syndrome)> {
+fn check_atomic(work: &SendWork) -> Result<(), (WcStatus, Syndrome)> {
+    let wqe: AtomicWqe = zerocopy::transmute!(*work.first_block());
     let is_inline = wqe.flags & WqeFlags::INLINE.bits() != 0;
     let has_stray_swap = wqe.opcode == Opcode::ATOMIC_FETCH_AND_ADD.0 && wqe.swap != 0;
     if is_inline || wqe.reserved != 0 || has_stray_swap {
@@ -173,7 +180,8 @@ fn check_atomic(wqe: AtomicWqe) -> Result<(), (WcStatus, Syndrome)> {
 
 /// What is special about the WQE of an operation without peer.
 #[cold]
-fn check_local(words: &[u64; 8]) -> Result<(), Syndrome> {
+fn check_local(work: &SendWork) -> Result<(), Syndrome> {
+    let words = work.first_block();
     let wqe: BindWqe = zerocopy::transmute!(*words);
     let is_inline = wqe.flags & WqeFlags::INLINE.bits() != 0;
     let sound = !is_inline
@@ -206,25 +214,46 @@ impl SendWork {
     pub(crate) fn none() -> Self {
         Self {
             words: [0; WORDS],
-            head: SqWqe::default(),
             end: 0,
             done: 0,
         }
     }
 
+    /// Fetches the blocks behind the first one.
+    fn fetch_rest(&mut self, ring: &WqeRing, consumer: u32, blocks: u32) {
+        let rest = self.words[8..].chunks_exact_mut(8);
+        for (block, position) in rest.zip(1..blocks) {
+            let words = ring.snapshot(consumer.wrapping_add(position));
+            for (word, value) in block.iter_mut().zip(words) {
+                *word = value;
+            }
+        }
+    }
+
+    #[inline]
+    fn first_block(&self) -> &[u64; 8] {
+        self.words.first_chunk().expect("a WQE has a block")
+    }
+
+    /// The first block, as far as all operations have it in common.
+    #[inline]
+    fn head(&self) -> &SqWqe {
+        zerocopy::transmute_ref!(self.first_block())
+    }
+
     /// A request as its responder knows it: the head and operands, no memory.
     pub(crate) fn arriving(head: SqWqe, operands: [u64; 2]) -> Self {
-        let mut work = Self {
-            head,
-            ..Self::none()
-        };
+        let mut work = Self::none();
+        let first: [u64; 8] = zerocopy::transmute!(head);
+        work.words[..8].copy_from_slice(&first);
         work.words[HEAD_WORDS + 2..HEAD_WORDS + 4].copy_from_slice(&operands);
         work
     }
 
     /// The same request as its responder knows it, so far as it is done.
     pub(crate) fn begun(&self) -> Self {
-        let mut head = self.head;
+        let mut head = *self.head();
+        head.sges = [Sge::default(); 2];
         head.flags &= WqeFlags::SOLICITED.bits();
         head.count = 0;
         Self {
@@ -233,36 +262,44 @@ impl SendWork {
         }
     }
 
+    #[inline]
     pub(crate) fn opcode(&self) -> Opcode {
-        Opcode(self.head.opcode)
+        Opcode(self.head().opcode)
     }
 
+    #[inline]
     pub(crate) fn has(&self, flag: WqeFlags) -> bool {
-        self.head.flags & flag.bits() != 0
+        self.head().flags & flag.bits() != 0
     }
 
+    #[inline]
     pub(crate) fn wr_id(&self) -> u64 {
-        self.head.wr_id
+        self.head().wr_id
     }
 
+    #[inline]
     pub(crate) fn imm(&self) -> u32 {
-        self.head.imm
+        self.head().imm
     }
 
+    #[inline]
     pub(crate) fn remote_addr(&self) -> u64 {
-        self.head.remote_addr
+        self.head().remote_addr
     }
 
+    #[inline]
     pub(crate) fn rkey(&self) -> u32 {
-        self.head.rkey
+        self.head().rkey
     }
 
     /// Bytes of the message.
+    #[inline]
     pub(crate) fn total(&self) -> u32 {
-        self.head.total
+        self.head().total
     }
 
     /// Whether the message takes a posted receive.
+    #[inline]
     pub(crate) fn takes_receive(&self) -> bool {
         matches!(
             self.opcode(),
@@ -274,6 +311,7 @@ impl SendWork {
     }
 
     /// Whether it fetches from the peer: a READ or an atomic.
+    #[inline]
     pub(crate) fn fetches(&self) -> bool {
         matches!(
             self.opcode(),
@@ -282,15 +320,57 @@ impl SendWork {
     }
 
     /// Whether it has no peer: LOCAL_INV, BIND_MW.
+    #[inline]
     pub(crate) fn is_local(&self) -> bool {
         self.opcode() >= Opcode::LOCAL_INV
     }
 
     /// The first block as that of a BIND_MW.
     pub(crate) fn bind(&self) -> BindWqe {
-        let mut first = [0; 8];
-        first.copy_from_slice(&self.words[..8]);
-        zerocopy::transmute!(first)
+        zerocopy::transmute!(*self.first_block())
+    }
+
+    /// What the requester's CQE says of it.
+    #[inline]
+    pub(crate) fn entry(&self, qpn: u32, status: WcStatus, syndrome: Syndrome) -> Completed {
+        Completed {
+            wr_id: self.wr_id(),
+            byte_len: if status == WcStatus::SUCCESS {
+                self.total()
+            } else {
+                0
+            },
+            imm: 0,
+            qpn,
+            opcode: self.opcode().0,
+            src_qpn_flags: 0,
+            wqe_counter: self.end,
+            status,
+            syndrome,
+        }
+    }
+
+    /// What the recorder keeps of it when it gets no CQE.
+    #[inline]
+    pub(crate) fn done_event(&self, qpn: u32, now_ns: u64) -> Event {
+        Event {
+            at_ns: now_ns,
+            what: What::Done,
+            ..self.event(qpn)
+        }
+    }
+
+    /// What the recorder says of it in any event.
+    #[inline]
+    pub(crate) fn event(&self, qpn: u32) -> Event {
+        Event {
+            wr_id: self.wr_id(),
+            number: qpn,
+            index: self.end,
+            len: self.total(),
+            code: u16::from(self.opcode().0),
+            ..Event::default()
+        }
     }
 
     /// Operands of an atomic: what to compare with or to add, and what to swap in.
@@ -299,22 +379,31 @@ impl SendWork {
     }
 
     /// SGEs of the copy; empty for inline data.
+    #[inline]
     pub(crate) fn sges(&self) -> &[Sge] {
         if self.has(WqeFlags::INLINE) {
             return &[];
         }
         let all = <[Sge]>::ref_from_bytes(self.words[HEAD_WORDS..].as_bytes()).unwrap_or(&[]);
-        all.get(..usize::from(self.head.count)).unwrap_or(&[])
+        all.get(..usize::from(self.head().count)).unwrap_or(&[])
+    }
+
+    /// The one SGE of the copy, when it has just one.
+    #[inline]
+    pub(crate) fn only_sge(&self) -> Option<Sge> {
+        let head = self.head();
+        (head.count == 1 && !self.has(WqeFlags::INLINE)).then_some(head.sges[0])
     }
 
     /// Inline bytes of the copy, or `None`.
+    #[inline]
     pub(crate) fn inline(&self) -> Option<&[u8]> {
         if !self.has(WqeFlags::INLINE) {
             return None;
         }
         self.words[HEAD_WORDS..]
             .as_bytes()
-            .get(..usize::from(self.head.count))
+            .get(..usize::from(self.head().count))
     }
 }
 
@@ -334,8 +423,10 @@ impl RecvWork {
     /// Fetches the receive WQE at `consumer`. A malformed one comes with its syndrome, and fails when a message meets it.
     #[inline]
     pub(crate) fn fetch(ring: &WqeRing, consumer: u32) -> Self {
-        let wqe: RqWqe = zerocopy::transmute!(ring.snapshot(consumer));
-        let sound = wqe.count <= MAX_RECV_SGES && wqe.reserved == [0; 7];
+        let words = ring.snapshot(consumer);
+        let wqe: RqWqe = zerocopy::transmute!(words);
+        // Count and reserved bytes are one word, so that all of them are checked at once.
+        let sound = words[1] <= u64::from(MAX_RECV_SGES);
         let mut work = Self {
             wqe,
             end: consumer.wrapping_add(1),
@@ -346,15 +437,26 @@ impl RecvWork {
                 Syndrome::RECV_BAD_WQE
             },
         };
-        work.capacity = work.sges().iter().map(|sge| u64::from(sge.len)).sum();
+        work.capacity = match work.only_sge() {
+            Some(sge) => sge.len.into(),
+            None => work.sges().iter().map(|sge| u64::from(sge.len)).sum(),
+        };
         work
     }
 
+    #[inline]
     pub(crate) fn wr_id(&self) -> u64 {
         self.wqe.wr_id
     }
 
+    /// The one SGE of the copy, when it is sound and has just one.
+    #[inline]
+    pub(crate) fn only_sge(&self) -> Option<Sge> {
+        (self.wqe.count == 1 && self.syndrome == Syndrome::NONE).then_some(self.wqe.sges[0])
+    }
+
     /// SGEs of the copy; none for a malformed one.
+    #[inline]
     pub(crate) fn sges(&self) -> &[Sge] {
         if self.syndrome == Syndrome::NONE {
             self.wqe

@@ -1,6 +1,7 @@
 //! Serving a QP: one turn of its send queue, holds and their end, the requester's completions.
 //!
-//! Place: doorbells put a QP on the engine's list, [`Device::serve_qp`] takes it from there and hands each WQE to `transfer`.
+//! Place: doorbells put a QP on the engine's list, [`Device::serve_qp`] takes it from there; `burst` serves the plain WQEs of a turn, and
+//! each other one goes to `transfer`.
 //! Invariants: a turn is bounded in WQEs and bytes; WQEs of a QP are executed in order, one at a time; a WQE that waits for its peer
 //! stays in the QP, and whoever ends the wait puts the QP back on the list.
 //! Hot: everything here but failures. Source: verbs RC requester (IBA vol. 1, chapter 9). Leaves out: transport retries, which a
@@ -34,6 +35,33 @@ pub(crate) enum Next {
     Bad(BadWqe),
     /// A WQE to execute.
     Work,
+    /// The end of the turn.
+    Enough,
+}
+
+/// What is left of a turn.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// WQEs served.
+    pub(crate) served: u64,
+    limit: u64,
+    pub(crate) bytes_left: u32,
+}
+
+impl Turn {
+    /// A turn; a careful one has one WQE.
+    fn new(is_careful: bool) -> Self {
+        Self {
+            served: 0,
+            limit: if is_careful { 1 } else { WQES_PER_TURN },
+            bytes_left: BYTES_PER_TURN,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn is_over(&self) -> bool {
+        self.served >= self.limit || self.bytes_left == 0
+    }
 }
 
 impl Device {
@@ -103,25 +131,20 @@ impl Device {
         let Some(mut work) = self.qp_mut(at).and_then(|qp| qp.work.take()) else {
             return 0;
         };
-        let mut bytes_left = BYTES_PER_TURN;
-        let mut served = 0;
+        let mut turn = Turn::new(self.diagnosis.pause.is_careful());
         let mut goes_on = true;
-        let limit = if self.diagnosis.pause.is_careful() {
-            1
-        } else {
-            WQES_PER_TURN
-        };
-        while goes_on && served < limit && bytes_left > 0 {
-            match self.fetch_next(at, &mut work) {
+        while goes_on && !turn.is_over() {
+            match self.next_special(at, &mut work, &mut turn) {
                 Next::Nothing => goes_on = false,
-                Next::Skipped => served += 1,
+                Next::Enough => {}
+                Next::Skipped => turn.served += 1,
                 Next::Bad(bad) => {
-                    served += 1;
+                    turn.served += 1;
                     goes_on = false;
                     self.refuse(at, &bad);
                 }
                 Next::Work => {
-                    served += 1;
+                    turn.served += 1;
                     let fault = if self.faults.has(FaultPoint::Wqe) {
                         self.fault_wqe(at, &work)
                     } else {
@@ -129,7 +152,7 @@ impl Device {
                     };
                     let step = match fault {
                         Some(step) => step,
-                        None => self.execute(at, &mut work, &mut bytes_left),
+                        None => self.execute(at, &mut work, &mut turn.bytes_left),
                     };
                     match step {
                         Step::Done => self.send_done(at, &work),
@@ -151,14 +174,14 @@ impl Device {
             }
         }
         let Some(qp) = self.qp_mut(at) else {
-            return served;
+            return turn.served;
         };
         qp.work = Some(work);
         if goes_on {
             // The turn is over, perhaps with work left.
             self.activate(at);
         }
-        served
+        turn.served
     }
 
     /// Fetches the next WQE of a QP in RTS, or takes up the one that is held, in SQD too.
@@ -277,13 +300,8 @@ impl Device {
     /// Tells the recorder of a WQE that waits.
     fn record_held(&mut self, at: QpRef, work: &SendWork) {
         let held = Event {
-            wr_id: work.wr_id(),
-            number: at.qpn,
-            index: work.end,
-            len: work.total(),
-            code: u16::from(work.opcode().0),
             what: What::Hold,
-            ..Event::default()
+            ..work.event(at.qpn)
         };
         self.record(at.place, held);
     }
@@ -321,16 +339,9 @@ impl Device {
             function.wqes += 1;
             self.nodes.counters(function.node).wqes += 1;
             if !work.has(WqeFlags::SIGNALED) {
-                function.recorder.push(Event {
-                    at_ns: self.work.now_ns,
-                    wr_id: work.wr_id(),
-                    number: at.qpn,
-                    index: work.end,
-                    len: work.total(),
-                    code: u16::from(work.opcode().0),
-                    what: What::Done,
-                    ..Event::default()
-                });
+                function
+                    .recorder
+                    .push(work.done_event(at.qpn, self.work.now_ns));
             }
         }
         if work.has(WqeFlags::SIGNALED) {
@@ -360,21 +371,7 @@ impl Device {
         let Some(cqn) = self.qp(at).map(|qp| qp.send_cqn) else {
             return;
         };
-        let entry = Completed {
-            wr_id: work.wr_id(),
-            byte_len: if status == WcStatus::SUCCESS {
-                work.total()
-            } else {
-                0
-            },
-            imm: 0,
-            qpn: at.qpn,
-            opcode: work.opcode().0,
-            src_qpn_flags: 0,
-            wqe_counter: work.end,
-            status,
-            syndrome,
-        };
+        let entry = work.entry(at.qpn, status, syndrome);
         self.complete(at.place, cqn, &entry);
     }
 }

@@ -1,6 +1,7 @@
 //! Executing a send WQE: checks on both ends, one copy, the receiver's completion.
 //!
-//! Place: `qp` hands a fetched [`SendWork`] in, [`Device::execute`] says how it went; the requester's completion is `qp`'s.
+//! Place: `serve` hands a fetched [`SendWork`] in, [`Device::execute`] says how it went; the requester's completion is `serve`'s. This is
+//! the long way, on which every failure gets its name; `burst` spares WQEs that meet none of them.
 //! Invariants: no byte moves before every key and bound of both ends was checked; keys are looked up again in each turn of a long
 //! message, so what is deregistered or unmapped in between is not touched; pointers never outlive the turn. A message waits for a
 //! posted receive before its first byte. At most one copy between the two memories.
@@ -391,28 +392,7 @@ impl Device {
             return;
         };
         let cqn = other.recv_cqn;
-        // What `imm` of the completion stands for, if anything.
-        let (opcode, imm_flag) = match work.opcode() {
-            Opcode::SEND => (WcOpcode::RECV, 0),
-            Opcode::SEND_WITH_IMM => (WcOpcode::RECV, CQE_IMM),
-            Opcode::SEND_WITH_INV => (WcOpcode::RECV, CQE_INV),
-            _ => (WcOpcode::RECV_RDMA_WITH_IMM, CQE_IMM),
-        };
-        let mut src_qpn_flags = at.qpn | imm_flag;
-        if work.has(WqeFlags::SOLICITED) {
-            src_qpn_flags |= CQE_SOLICITED;
-        }
-        let entry = Completed {
-            wr_id: receive.wr_id(),
-            byte_len: work.total(),
-            imm: if imm_flag == 0 { 0 } else { work.imm() },
-            qpn: peer.qpn,
-            opcode: opcode.0,
-            src_qpn_flags,
-            wqe_counter: receive.end,
-            status: WcStatus::SUCCESS,
-            syndrome: Syndrome::NONE,
-        };
+        let entry = receive_entry(work, (receive.wr_id(), receive.end), at.qpn, peer.qpn);
         self.complete(peer.place, cqn, &entry);
     }
 
@@ -450,6 +430,38 @@ impl Device {
         if let Some(function) = to.and_then(|place| self.functions.at(place)) {
             self.nodes.counters(function.node).rx_payload_bytes += bytes;
         }
+    }
+}
+
+/// What the receiver's CQE says of a message that has arrived; the receive is named by its `wr_id` and the position behind it.
+#[inline]
+pub(crate) fn receive_entry(
+    work: &SendWork,
+    (wr_id, end): (u64, u32),
+    src_qpn: u32,
+    qpn: u32,
+) -> Completed {
+    // What `imm` of the completion stands for, if anything.
+    let (opcode, imm_flag) = match work.opcode() {
+        Opcode::SEND => (WcOpcode::RECV, 0),
+        Opcode::SEND_WITH_IMM => (WcOpcode::RECV, CQE_IMM),
+        Opcode::SEND_WITH_INV => (WcOpcode::RECV, CQE_INV),
+        _ => (WcOpcode::RECV_RDMA_WITH_IMM, CQE_IMM),
+    };
+    let mut src_qpn_flags = src_qpn | imm_flag;
+    if work.has(WqeFlags::SOLICITED) {
+        src_qpn_flags |= CQE_SOLICITED;
+    }
+    Completed {
+        wr_id,
+        byte_len: work.total(),
+        imm: if imm_flag == 0 { 0 } else { work.imm() },
+        qpn,
+        opcode: opcode.0,
+        src_qpn_flags,
+        wqe_counter: end,
+        status: WcStatus::SUCCESS,
+        syndrome: Syndrome::NONE,
     }
 }
 
@@ -591,7 +603,7 @@ fn move_straight(to: *mut u8, from: *mut u8, done: u32, total: u32, limit: u32) 
 
 /// Copies one piece; pieces of one client's memory may overlap, then through a private buffer.
 #[inline]
-fn copy_piece(to: *mut u8, from: *const u8, len: usize) {
+pub(crate) fn copy_piece(to: *mut u8, from: *const u8, len: usize) {
     if to.addr().abs_diff(from.addr()) < len {
         copy_overlapping(to, from, len);
         return;

@@ -201,6 +201,12 @@ impl Faults {
         self.on & bit(at) != 0
     }
 
+    /// Whether a rule may fire anywhere, or something that one held back waits.
+    #[inline]
+    pub(crate) fn has_any(&self) -> bool {
+        self.on != 0
+    }
+
     /// Looks again which points have something to do.
     fn refresh(&mut self) {
         let live = self.rules.iter().filter(|rule| !rule.is_spent());

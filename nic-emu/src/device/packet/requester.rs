@@ -53,7 +53,7 @@ impl Device {
                 .is_some_and(|requester| requester.has_room())
         {
             match self.fetch_next(at, &mut work) {
-                Next::Nothing => break,
+                Next::Nothing | Next::Enough => break,
                 Next::Skipped => served += 1,
                 Next::Bad(bad) => {
                     served += 1;
