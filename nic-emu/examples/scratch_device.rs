@@ -13,7 +13,6 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
-use std::process::ExitCode;
 
 use nic_emu::device::Vectors;
 use nic_emu::server::vfio::{
@@ -22,7 +21,6 @@ use nic_emu::server::vfio::{
 use nix::errno::Errno;
 use ring_proto::vfio::DEVICE_RESETTABLE;
 
-/// Value of ID.
 pub(crate) const ID: u64 = 0x05c7_a7c4;
 const REGISTERS: usize = 7;
 const SCRATCH: usize = 1;
@@ -32,7 +30,6 @@ const START: usize = 4;
 const SUM: usize = 5;
 const STATUS: usize = 6;
 
-/// The device: registers, the client's windows, one interrupt.
 #[derive(Debug)]
 pub(crate) struct ScratchDevice {
     registers: [u64; REGISTERS],
@@ -41,16 +38,12 @@ pub(crate) struct ScratchDevice {
 }
 
 impl ScratchDevice {
-    /// An idle one.
-    #[must_use]
     pub(crate) fn new() -> Self {
-        let mut device = Self {
-            registers: [0; REGISTERS],
+        Self {
+            registers: [ID, 0, 0, 0, 0, 0, 0],
             windows: Vec::new(),
             vectors: Vectors::new(1),
-        };
-        device.registers[0] = ID;
-        device
+        }
     }
 
     /// Adds the bytes up, piece by piece; `None` when they do not lie in one window with a descriptor.
@@ -65,10 +58,7 @@ impl ScratchDevice {
             let len = usize::try_from(end - at).map_or(piece.len(), |left| left.min(piece.len()));
             let from = window.offset + (at - window.iova);
             file.read_exact_at(&mut piece[..len], from).ok()?;
-            sum += piece[..len]
-                .iter()
-                .map(|&byte| u64::from(byte))
-                .sum::<u64>();
+            sum += piece[..len].iter().copied().map(u64::from).sum::<u64>();
             at += len as u64;
         }
         Some(sum)
@@ -152,14 +142,9 @@ impl Device for ScratchDevice {
     }
 }
 
-fn main() -> ExitCode {
-    let Some(path) = std::env::args_os().nth(1) else {
-        return ExitCode::from(2);
-    };
-    let served = UnixListener::bind(path).and_then(|listener| {
-        listener
-            .incoming()
-            .try_for_each(|stream| serve(stream?, || Ok(ScratchDevice::new())))
-    });
-    served.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
+fn main() -> std::io::Result<()> {
+    let path = std::env::args_os().nth(1).unwrap_or_default();
+    let listener = UnixListener::bind(path)?;
+    let mut clients = listener.incoming();
+    clients.try_for_each(|stream| serve(stream?, || Ok(ScratchDevice::new())))
 }

@@ -93,7 +93,7 @@ pub const ENV_NODE: &str = "SANLAB_NODE";
 pub const ENV_ADDR: &str = "SANLAB_ADDR";
 
 /// Second octet of node addresses in loopback mode: node k of subnet C is 127.77.C.k.
-pub const NODE_OCTET: u8 = 77;
+const NODE_OCTET: u8 = 77;
 
 /// What stands for 127.0.0.1 and for `::1` of a node with this address in loopback mode, where all nodes share one host: 127.78.C.k and
 /// 127.79.C.k. They exist for that node alone, in its kernel sockets and at its NIC. `None` for an address outside of 127.77.0.0/16.

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use driver::spi::{self, ConnectionRequest, FD_ACCEPT, SpSocket, Verdict};
+use driver::spi::{self, ConnectionRequest, FD_ACCEPT, SpSocket, Verdict, Waiter};
 use driver::wsa::WsaError;
 use ring_proto::sync::Ordering;
 
@@ -87,15 +87,92 @@ impl Switch {
             }
         };
         if wants_service {
-            self.host.wake_service();
+            self.leave_to_service();
         }
         if let Ok(accepted) = &result
             && accepted.socket.stage() == Stage::SanConnected
         {
             self.host.established(&accepted.socket);
-            self.host.wake_service();
+            self.leave_to_service();
         }
         result
+    }
+
+    /// Does for a listener what the service step does, so that a thread which waits for connections takes them itself. True when
+    /// something moved: there may be a connection now that nobody has armed.
+    pub fn drive_listener(&self, listener: &Arc<SwitchSocket>) -> bool {
+        let step = {
+            let _inside = gate::enter();
+            let Some(listening) = listener.lock().listening.clone() else {
+                return false;
+            };
+            for provider in self.provider_list() {
+                if provider.waiting.progress() {
+                    // Ends of other connections may be among them.
+                    self.pace.filed();
+                }
+            }
+            // Relaxed: any change will do.
+            listening.driven.fetch_add(1, Ordering::Relaxed);
+            let now_ns = self.host.now_ns();
+            self.serve_listener(listener, &listening, now_ns)
+        };
+        if step.changed {
+            self.host.socket_changed(listener);
+        }
+        step.progressed
+    }
+
+    /// Whether `accept` would find a connection of the SAN, as far as is known without a lock of the queue.
+    #[must_use]
+    pub fn has_ready(&self, listener: &SwitchSocket) -> bool {
+        let _inside = gate::enter();
+        let state = listener.lock();
+        state
+            .listening
+            .as_ref()
+            .is_some_and(|listening| listening.queue().ready_hint() > 0)
+    }
+
+    /// Functions that a waiter for a listener needs vectors of.
+    #[must_use]
+    pub fn listener_functions(&self, listener: &SwitchSocket) -> Vec<(ProviderRef, u32)> {
+        let _inside = gate::enter();
+        let Some(listening) = listener.lock().listening.clone() else {
+            return Vec::new();
+        };
+        let companions = listening.companions();
+        companions
+            .iter()
+            .filter(|c| !c.is_dead)
+            .filter_map(|c| {
+                let provider = &c.companion.provider;
+                let function = provider.waiting.function_of(c.companion.socket)?;
+                Some((provider.clone(), function))
+            })
+            .collect()
+    }
+
+    /// Arms a listener for a waiter of one of [`Self::listener_functions`]. Call [`Self::drive_listener`] once more before sleeping.
+    /// What cannot be armed is the service thread's.
+    pub fn arm_listener(&self, listener: &SwitchSocket, provider: &ProviderRef, waiter: Waiter) {
+        let _inside = gate::enter();
+        let Some(listening) = listener.lock().listening.clone() else {
+            return;
+        };
+        if let Err(error) = provider.waiting.arm_events(waiter) {
+            provider.note(error);
+            return;
+        }
+        Self::each_negotiation(&listening, |conn| {
+            let function = conn.provider().waiting.function_of(conn.sp());
+            if conn.provider().index == provider.index
+                && function == Some(waiter.function)
+                && let Err(error) = conn.arm(waiter)
+            {
+                provider.note(error);
+            }
+        });
     }
 
     /// How a blocking `accept` waits: on the kernel's queue and on the doorbell. `call_deadline_ns` comes from `SO_RCVTIMEO`.

@@ -26,7 +26,7 @@ impl Switch {
             step
         };
         if step == CloseStep::Draining {
-            self.host.wake_service();
+            self.leave_to_service();
         }
         step
     }
@@ -44,14 +44,13 @@ impl Switch {
                 CloseStep::Closed
             }
             Stage::SanConnected => {
-                let mut registry = self.lock_registry();
-                registry.connected.remove(&socket.id());
+                self.lock_registry().connected.remove(&socket.id());
                 let Some(conn) = socket.conn() else {
                     return CloseStep::Closed;
                 };
                 let step = conn.close(state.options.linger());
                 if step == CloseStep::Draining {
-                    registry.draining.push(Arc::clone(conn));
+                    self.lock_registry().draining.push(Arc::clone(conn));
                 }
                 step
             }

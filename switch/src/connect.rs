@@ -292,6 +292,7 @@ impl Switch {
                 .now_ns()
                 .saturating_add(self.config.connect_limit_ns()),
             conn: None,
+            begun_ns: self.host.now_ns(),
             is_pending: false,
         })
     }

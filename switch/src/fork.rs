@@ -53,6 +53,7 @@ impl Switch {
         // Relaxed: the child has one thread.
         self.epoch.fetch_add(1, Ordering::Relaxed);
         self.events.forget();
+        self.pace.forget();
         *self.lock_service() = ServiceState::default();
         let (connecting, draining) = {
             let mut registry = self.lock_registry();

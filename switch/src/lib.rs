@@ -18,6 +18,7 @@ pub mod listen;
 pub mod mock;
 pub mod options;
 pub mod outcome;
+mod pace;
 pub mod place;
 pub mod process;
 pub mod provider_table;

@@ -42,6 +42,10 @@ pub struct Listening {
     pub(crate) negotiations: Mutex<Vec<Negotiation>>,
     /// Whose turn it is to be asked first by `accept`: 0 the SAN's, 1 the kernel's.
     pub(crate) turn: AtomicU32,
+    /// Looks of threads of this process that wait for connections.
+    pub(crate) driven: AtomicU32,
+    /// What the service thread saw of them last.
+    pub(crate) driven_seen: AtomicU32,
 }
 
 /// One companion of a listener.
@@ -103,6 +107,13 @@ impl Listening {
                 c.companion.provider.note(error);
             }
         }
+    }
+
+    /// For the service thread: whether threads of this process looked since it last asked, and so take the connections themselves.
+    pub(crate) fn is_driven(&self) -> bool {
+        // Relaxed: a number that only the service thread stores.
+        let driven = self.driven.load(Ordering::Relaxed);
+        self.driven_seen.swap(driven, Ordering::Relaxed) != driven
     }
 
     fn backlog(&self) -> i32 {
@@ -214,6 +225,8 @@ impl Switch {
             companions: Mutex::new(companions),
             negotiations: Mutex::default(),
             turn: AtomicU32::new(0),
+            driven: AtomicU32::new(0),
+            driven_seen: AtomicU32::new(0),
         });
         listening.set_backlog(backlog);
         state.listening = Some(listening);

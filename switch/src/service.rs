@@ -14,6 +14,7 @@ use driver::wsa::WsaError;
 use crate::event;
 use crate::gate;
 use crate::listen::Listening;
+use crate::pace::TICK_NS;
 use crate::provider_table::ProviderRef;
 use crate::session::{Conn, Phase};
 use crate::socket::SwitchSocket;
@@ -35,6 +36,9 @@ pub struct ServicePlan {
     pub deadline_ns: u64,
 }
 
+/// A connect that began this long ago is not driven by its caller alone.
+const YOUNG_NS: u64 = 20_000_000;
+
 /// What the service keeps between steps.
 #[derive(Debug, Default)]
 pub(crate) struct ServiceState {
@@ -42,6 +46,15 @@ pub(crate) struct ServiceState {
     /// Functions whose device is gone, by provider number.
     dead: Vec<(u32, u32)>,
     last_scan_ns: u64,
+}
+
+/// What the service step arms.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reach {
+    /// Everything.
+    All,
+    /// Connections whose program has left them with work: all else is looked at within a tick.
+    Left,
 }
 
 /// Result of a round.
@@ -54,14 +67,24 @@ struct Round {
 impl Switch {
     /// Does everything that can be done now, arms everything that may come, and says how to wait.
     pub fn service_step(&self) -> ServicePlan {
+        if self.pace.is_driven() {
+            let round = self.round(Reach::Left);
+            let now_ns = self.host.now_ns();
+            let (fds, rest_until_ns) = self.arm(now_ns, Reach::Left);
+            let deadline_ns = round.deadline_ns.min(rest_until_ns);
+            return ServicePlan {
+                fds,
+                deadline_ns: deadline_ns.min(now_ns.saturating_add(TICK_NS)),
+            };
+        }
         let mut deadline_ns = u64::MAX;
         for _ in 0..MAX_ROUNDS {
-            if self.round().progressed {
+            if self.round(Reach::All).progressed {
                 continue;
             }
-            let (fds, rest_until_ns) = self.arm(self.host.now_ns());
+            let (fds, rest_until_ns) = self.arm(self.host.now_ns(), Reach::All);
             // Armed: whatever came before is found by this round, whatever comes later fires.
-            let last = self.round();
+            let last = self.round(Reach::All);
             if !last.progressed {
                 return ServicePlan {
                     fds,
@@ -77,7 +100,7 @@ impl Switch {
         }
     }
 
-    fn round(&self) -> Round {
+    fn round(&self, reach: Reach) -> Round {
         let now_ns = self.host.now_ns();
         let mut round = Round {
             progressed: false,
@@ -91,24 +114,28 @@ impl Switch {
                 .count()
                 > 0
         };
+        let had_events = self.pace.take_filed() || had_events;
         round.progressed |= had_events;
-        self.serve_connects(&mut round);
+        self.serve_connects(reach, now_ns, &mut round);
         let listeners = {
             let _inside = gate::enter();
             self.listeners()
         };
         for socket in listeners {
-            self.serve_one_listener(&socket, now_ns, &mut round);
+            self.serve_one_listener(&socket, reach, now_ns, &mut round);
         }
         self.serve_draining(&mut round);
         self.serve_connected(had_events, now_ns, &mut round);
         round
     }
 
-    fn serve_connects(&self, round: &mut Round) {
-        let connecting = {
+    fn serve_connects(&self, reach: Reach, now_ns: u64, round: &mut Round) {
+        let connecting: Vec<_> = {
             let _inside = gate::enter();
-            self.connecting()
+            // Its lock would keep waiting who drives it.
+            let is_left =
+                |s: &Arc<SwitchSocket>| reach == Reach::All || s.is_connect_older(now_ns, YOUNG_NS);
+            self.connecting().into_iter().filter(is_left).collect()
         };
         let ended: Vec<u64> = connecting
             .iter()
@@ -128,11 +155,18 @@ impl Switch {
         }
     }
 
-    fn serve_one_listener(&self, socket: &Arc<SwitchSocket>, now_ns: u64, round: &mut Round) {
+    fn serve_one_listener(
+        &self,
+        socket: &Arc<SwitchSocket>,
+        reach: Reach,
+        now_ns: u64,
+        round: &mut Round,
+    ) {
         let step = {
             let _inside = gate::enter();
             let listening = socket.lock().listening.clone();
-            listening.map(|l| self.serve_listener(socket, &l, now_ns))
+            let left = listening.filter(|l| !l.is_driven() || reach == Reach::All);
+            left.map(|l| self.serve_listener(socket, &l, now_ns))
         };
         let Some(step) = step else {
             return;
@@ -146,14 +180,16 @@ impl Switch {
 
     fn serve_draining(&self, round: &mut Round) {
         let _inside = gate::enter();
-        let mut registry = self.lock_registry();
-        let before = registry.draining.len();
-        registry.draining.retain(|conn| {
+        // Not under the registry's lock, which every connect and close takes.
+        let mut draining = core::mem::take(&mut self.lock_registry().draining);
+        let before = draining.len();
+        draining.retain(|conn| {
             conn.progress();
             round.deadline_ns = round.deadline_ns.min(conn.deadline_ns());
             conn.phase() != Phase::Closed
         });
-        round.progressed |= registry.draining.len() < before;
+        round.progressed |= draining.len() < before;
+        self.lock_registry().draining.append(&mut draining);
     }
 
     /// Connections with work of their own, and those whose end or orphan came with an event.
@@ -187,9 +223,9 @@ impl Switch {
         }
     }
 
-    /// Arms every source for the service's vectors, but connections that their program drives itself. Returns what to poll, and when
-    /// to look at those.
-    fn arm(&self, now_ns: u64) -> (Vec<libc::pollfd>, u64) {
+    /// Arms sources for the service's vectors, but connections that their program drives itself. Returns what to poll, and when to
+    /// look at those.
+    fn arm(&self, now_ns: u64, reach: Reach) -> (Vec<libc::pollfd>, u64) {
         let _inside = gate::enter();
         let mut fds = Vec::new();
         let mut rest_until_ns = u64::MAX;
@@ -216,9 +252,20 @@ impl Switch {
                 }
             }
         }
+        let connected = self.connected();
+        for socket in &connected {
+            if let Some(conn) = socket.conn().filter(|c| c.is_watched()) {
+                match conn.rests_until(now_ns) {
+                    Some(until_ns) => rest_until_ns = rest_until_ns.min(until_ns),
+                    None => state.arm(conn),
+                }
+            }
+        }
+        if reach == Reach::Left {
+            return (fds, rest_until_ns);
+        }
         let listeners = self.listeners();
         let connecting = self.connecting();
-        let connected = self.connected();
         let (has_listeners, has_connections) = (
             !listeners.is_empty(),
             !connected.is_empty() || !connecting.is_empty(),
@@ -246,14 +293,6 @@ impl Switch {
             }
             if let Some(conn) = &attempt.conn {
                 state.arm(conn);
-            }
-        }
-        for socket in &connected {
-            if let Some(conn) = socket.conn().filter(|c| c.is_watched()) {
-                match conn.rests_until(now_ns) {
-                    Some(until_ns) => rest_until_ns = rest_until_ns.min(until_ns),
-                    None => state.arm(conn),
-                }
             }
         }
         for conn in &self.lock_registry().draining {

@@ -132,6 +132,8 @@ pub(crate) struct Attempt {
     pub(crate) deadline_ns: u64,
     /// The session, once the provider has connected.
     pub(crate) conn: Option<Arc<Conn>>,
+    /// When the program called.
+    pub(crate) begun_ns: u64,
     /// Whether the program's call has returned or waits: a fall-back then starts the kernel's connect by itself.
     pub(crate) is_pending: bool,
 }
@@ -283,6 +285,14 @@ impl SwitchSocket {
     #[must_use]
     pub fn is_connecting(&self) -> bool {
         matches!(self.stage(), Stage::SanConnecting | Stage::Negotiating)
+    }
+
+    /// Whether its connect began longer than `span_ns` ago, or has ended; false while somebody works on it.
+    pub(crate) fn is_connect_older(&self, now_ns: u64, span_ns: u64) -> bool {
+        let is_old = |attempt: &Attempt| now_ns.saturating_sub(attempt.begun_ns) >= span_ns;
+        self.state
+            .try_lock()
+            .is_ok_and(|state| state.attempt.as_ref().is_none_or(is_old))
     }
 
     /// Whether the socket is connected, or connecting, over a provider.

@@ -23,6 +23,7 @@ use crate::event::EventPool;
 use crate::gate;
 use crate::options;
 use crate::outcome::{Errno, now_ns};
+use crate::pace::Pace;
 use crate::provider_table::{Provider, ProviderRef, ProviderTable};
 use crate::service::ServiceState;
 use crate::session::{CloseStep, Conn};
@@ -89,6 +90,8 @@ pub struct Switch {
     pub(crate) events: EventPool,
     pub(crate) registry: Mutex<Registry>,
     pub(crate) service: Mutex<ServiceState>,
+    /// Who drives what is under way.
+    pub(crate) pace: Pace,
     /// Forks behind this process; event objects of earlier ones are not ours.
     pub(crate) epoch: AtomicU32,
     /// Signals of the forking thread, blocked until the fork is over.
@@ -132,6 +135,7 @@ impl Switch {
             events: EventPool::default(),
             registry: Mutex::default(),
             service: Mutex::default(),
+            pace: Pace::default(),
             epoch: AtomicU32::new(0),
             fork_signals: Mutex::default(),
             installed,
@@ -382,6 +386,13 @@ impl Switch {
             self.host.socket_changed(socket);
         }
         if notices.wake_service {
+            self.leave_to_service();
+        }
+    }
+
+    /// A call left something that must go on without it: the service thread looks soon, woken only if it sleeps for longer.
+    pub(crate) fn leave_to_service(&self) {
+        if self.pace.call() {
             self.host.wake_service();
         }
     }

@@ -49,6 +49,27 @@ fn r076_tcp_listens_first_and_its_refusal_makes_no_companion() {
 }
 
 #[test]
+fn r084_a_waiting_thread_takes_connections_without_the_service_thread() {
+    let world = World::new();
+    let (a, b) = (world.node(A), world.node(B));
+    let listener = b.listener(B, 80);
+    assert!(!b.switch.drive_listener(&listener), "nothing has come");
+    assert_eq!(b.switch.listener_functions(&listener).len(), 1);
+    let (socket, step) = a.stage_after_connect(at(B, 80));
+    assert_eq!(step, ConnectStep::Pending);
+    // The look that takes the request says so: its session is armed by nobody yet.
+    assert!(b.switch.drive_listener(&listener), "a request has come");
+    assert!(!b.switch.has_ready(&listener), "its session negotiates");
+    a.switch.connect_progress(&socket);
+    assert!(b.switch.drive_listener(&listener), "HELLO has come");
+    assert!(b.switch.has_ready(&listener));
+    let accepted = b.switch.accept(&listener, 0).unwrap();
+    assert_eq!(accepted.socket.stage(), Stage::SanConnected);
+    assert_eq!(a.switch.connect_progress(&socket), ConnectStep::Established);
+    assert!(!b.switch.drive_listener(&listener) && !b.switch.has_ready(&listener));
+}
+
+#[test]
 fn r077_each_provider_gets_a_companion_and_its_failure_is_silent() {
     let world = World::new();
     let (a, one, two) = two_providers(&world);

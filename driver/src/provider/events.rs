@@ -172,13 +172,17 @@ impl Core {
         object: Option<RawFd>,
     ) -> Result<NetworkEvents, WsaError> {
         let sock = self.resolve(s)?;
-        if let Some(object) = object {
-            sys::drain(object);
-        }
         self.file_events(sock.function);
         let mut locals = self.locals();
         let local = locals.get_mut(&s).ok_or(WsaError::NotSock)?;
         local.events.look(sock.record);
+        // The object is set under the same lock, so it is not set while nothing is recorded, and need not be drained.
+        if local.events.recorded & local.events.mask != 0
+            && let Some(object) = object
+        {
+            sys::drain(object);
+            local.events.look(sock.record);
+        }
         let events = local.events.recorded & local.events.mask;
         local.events.recorded &= !events;
         drop(locals);

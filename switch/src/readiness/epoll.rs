@@ -21,7 +21,10 @@ use ring_proto::sync::{AtomicI32, AtomicU32, Ordering};
 use super::lock::Lock;
 use super::nested::Inner;
 use super::vectors::{Mark, OURS, Vectors};
-use super::{BLIND_NS, CONNECT_NS, Desk, Look, drive, glance, look, spin};
+use super::{
+    BLIND_NS, CONNECT_NS, Desk, Look, REARMS, arm_pending_for, drive, functions_of, glance,
+    is_pending, look, spin,
+};
 use crate::event::EventFd;
 use crate::outcome::Errno;
 use crate::socket::{Stage, SwitchSocket};
@@ -85,8 +88,8 @@ pub(super) struct SetState {
     scans: u32,
     /// Some registration lives here, as far as the last scan knows.
     has_ours: bool,
-    /// Some connect is under way, as far as is known.
-    pub(super) has_connecting: bool,
+    /// Some connect is under way, or some listener waits, as far as is known.
+    pub(super) has_pending: bool,
 }
 
 /// How a scan looks at connections.
@@ -288,7 +291,7 @@ impl EpollSet {
                     is_fresh: true,
                     told: (0, 0),
                 });
-                state.has_connecting = true;
+                state.has_pending = true;
                 state.has_ours |= place == Place::Ours;
                 // Relaxed: a hint for close.
                 slot.sets.fetch_add(1, Ordering::Relaxed);
@@ -356,7 +359,7 @@ impl EpollSet {
         }
         // AcqRel, with the lock that every change of the set takes: who changes it afterwards sees a sleeper and wakes it.
         self.sleepers.fetch_add(1, Ordering::AcqRel);
-        let (on, limit_ns) = self.arm(set_fd);
+        let (mut on, mut limit_ns) = self.arm(desk, set_fd);
         let is_plain = on == set_fd;
         if is_plain {
             self.plain_sleepers.fetch_add(1, Ordering::AcqRel);
@@ -364,12 +367,20 @@ impl EpollSet {
             // They went to sleep before there was a vector.
             self.wake();
         }
-        // Armed: what came before is found now, what comes later wakes.
-        let ready = self.collect_with(Care::Last, desk, set_fd, room, put);
-        if ready > 0 {
-            self.slept(is_plain);
-            return Scan::Ready(ready);
+        for _ in 0..REARMS {
+            // Armed: what came before is found now, what comes later wakes.
+            let has_moved = self.drive_pending(desk);
+            let ready = self.collect_with(Care::Last, desk, set_fd, room, &mut put);
+            if ready > 0 {
+                self.slept(is_plain);
+                return Scan::Ready(ready);
+            }
+            if !has_moved {
+                return Scan::Sleep { on, limit_ns };
+            }
+            (on, limit_ns) = self.arm(desk, set_fd);
         }
+        limit_ns = Some(0);
         Scan::Sleep { on, limit_ns }
     }
 
@@ -386,7 +397,19 @@ impl EpollSet {
         room: usize,
         put: impl FnMut(usize, Event),
     ) -> usize {
+        self.drive_pending(desk);
         self.collect_with(Care::Brief, desk, set_fd, room, put)
+    }
+
+    /// Drives what is no connection yet; a listener's doorbell tells what came of it. True when something moved.
+    pub(super) fn drive_pending(&self, desk: &Desk) -> bool {
+        let mut pending = Vec::new();
+        self.pending(&mut pending);
+        let mut has_moved = false;
+        for socket in pending {
+            has_moved |= drive(desk.switch, &socket);
+        }
+        has_moved
     }
 
     fn collect_with(
@@ -397,11 +420,6 @@ impl EpollSet {
         room: usize,
         mut put: impl FnMut(usize, Event),
     ) -> usize {
-        let mut connecting = Vec::new();
-        self.connecting(&mut connecting);
-        for socket in connecting {
-            drive(desk.switch, &socket);
-        }
         let mut state = self.state.lock();
         state.scans = state.scans.wrapping_add(1);
         let is_full = care == Care::Last || state.scans.is_multiple_of(FULL_SCAN);
@@ -420,10 +438,10 @@ impl EpollSet {
             if r.has_moved() {
                 r.settle(set_fd);
             }
-            let is_connecting = r.socket.is_connecting();
             has_ours |= r.place == Place::Ours;
             let found = r.ready(look);
-            state.has_connecting |= is_connecting;
+            let is_pending = is_pending(&r.socket);
+            state.has_pending |= is_pending;
             let r = &mut state.registrations[at];
             let Some((event, edges)) = found else {
                 continue;
@@ -490,19 +508,19 @@ impl EpollSet {
         (kept, has_more)
     }
 
-    /// Connects under way, here and in sets within. The end of one is told to the host, which comes back to this set: no lock is held
-    /// then.
-    pub(super) fn connecting(&self, found: &mut Vec<Arc<SwitchSocket>>) {
+    /// Connects under way and listeners, here and in sets within. What they come to is told to the host, which comes back to this set:
+    /// no lock is held then.
+    pub(super) fn pending(&self, found: &mut Vec<Arc<SwitchSocket>>) {
         let inners: Vec<Arc<Self>> = {
             let mut state = self.state.lock();
-            if state.has_connecting {
+            if state.has_pending {
                 let before = found.len();
                 let all = state.registrations.iter();
                 found.extend(
-                    all.filter(|r| r.socket.is_connecting())
+                    all.filter(|r| is_pending(&r.socket))
                         .map(|r| Arc::clone(&r.socket)),
                 );
-                state.has_connecting = found.len() > before;
+                state.has_pending = found.len() > before;
             }
             if state.inners.is_empty() {
                 return;
@@ -510,7 +528,7 @@ impl EpollSet {
             state.inners.iter().filter_map(Inner::living).collect()
         };
         for inner in inners {
-            inner.connecting(found);
+            inner.pending(found);
         }
     }
 
@@ -569,7 +587,8 @@ impl EpollSet {
     }
 
     /// Arms every connection for the set's vectors. Returns where to sleep, and how soon the wait must end all the same.
-    fn arm(&self, set_fd: RawFd) -> (RawFd, Option<u64>) {
+    fn arm(&self, desk: &Desk, set_fd: RawFd) -> (RawFd, Option<u64>) {
+        self.arm_pending(desk, set_fd);
         let mut state = self.state.lock();
         let SetState {
             registrations,
@@ -588,6 +607,24 @@ impl EpollSet {
         }
         let on = state.vectors.waits().unwrap_or(set_fd);
         (on, (limit_ns != u64::MAX).then_some(limit_ns))
+    }
+
+    /// Arms what is no connection yet. A socket's lock comes before the set's: so the vectors first, then each socket for its own.
+    fn arm_pending(&self, desk: &Desk, set_fd: RawFd) {
+        let mut pending = Vec::new();
+        self.pending(&mut pending);
+        for socket in pending {
+            for (provider, function) in functions_of(desk.switch, &socket) {
+                let waiter = {
+                    let vectors = &mut self.state.lock().vectors;
+                    vectors.refresh();
+                    vectors.of(set_fd, &provider, function)
+                };
+                if let Some(waiter) = waiter {
+                    arm_pending_for(desk.switch, &socket, &provider, waiter);
+                }
+            }
+        }
     }
 
     /// In a forked child: the vectors are the parent's. The kernel's set is shared, and keeps the parent's wake descriptor.

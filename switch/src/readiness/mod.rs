@@ -15,7 +15,10 @@ use core::cell::Cell;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use driver::spi::Waiter;
+
 use crate::outcome::now_ns;
+use crate::provider_table::ProviderRef;
 use crate::session::Conn;
 use crate::socket::{Stage, SwitchSocket};
 use crate::switch::Switch;
@@ -34,6 +37,8 @@ const CROWDED_LEVELS: u32 = 5;
 pub const BLIND_NS: u64 = 5_000_000;
 /// How soon a wait for a connect under way looks again: its event object may be another's by then.
 pub const CONNECT_NS: u64 = 50_000_000;
+/// Times a waiter arms anew because something moved at its last look, before it looks again without sleeping.
+pub const REARMS: u32 = 16;
 
 /// What waiting needs of its process.
 #[derive(Clone, Copy)]
@@ -79,10 +84,50 @@ const FAILED: u32 = (libc::EPOLLIN
     | libc::EPOLLERR
     | libc::EPOLLHUP) as u32;
 
-/// Drives a connect under way. Tells the host when it ends, so no set may be locked.
-pub fn drive(switch: &Switch, socket: &Arc<SwitchSocket>) {
-    if socket.is_connecting() {
-        switch.connect_in_background(socket);
+/// Drives a connect under way, or the connections that come to a listener. Tells the host what came of it, so no set may be locked.
+/// True when something moved: there may be a connection now that nobody has armed.
+pub fn drive(switch: &Switch, socket: &Arc<SwitchSocket>) -> bool {
+    let stage = socket.stage();
+    match stage {
+        Stage::SanConnecting | Stage::Negotiating => {
+            switch.connect_in_background(socket);
+            socket.stage() != stage
+        }
+        Stage::SanListening => switch.drive_listener(socket),
+        _ => false,
+    }
+}
+
+/// Whether [`drive`] can do something for a socket.
+#[must_use]
+pub fn is_pending(socket: &SwitchSocket) -> bool {
+    socket.is_connecting() || socket.stage() == Stage::SanListening
+}
+
+/// Functions whose vectors a wait for a pending socket needs.
+fn functions_of(switch: &Switch, socket: &SwitchSocket) -> Vec<(ProviderRef, u32)> {
+    match socket.stage() {
+        Stage::SanListening => switch.listener_functions(socket),
+        _ => switch.connect_function(socket).into_iter().collect(),
+    }
+}
+
+/// Arms a pending socket for a waiter of one of [`functions_of`]. What cannot be armed is the service thread's to drive.
+fn arm_pending_for(switch: &Switch, socket: &SwitchSocket, provider: &ProviderRef, waiter: Waiter) {
+    match socket.stage() {
+        Stage::SanListening => switch.arm_listener(socket, provider, waiter),
+        _ => {
+            switch.arm_connect(socket, waiter);
+        }
+    }
+}
+
+/// Arms a pending socket for a wait. The caller drives it once more before it sleeps.
+pub fn arm_pending(desk: &Desk, socket: &SwitchSocket, sleep: &mut Sleep) {
+    for (provider, function) in functions_of(desk.switch, socket) {
+        if let Some(waiter) = sleep.waiter(desk.waiters, &provider, function) {
+            arm_pending_for(desk.switch, socket, &provider, waiter);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Weak};
 
 use super::epoll::{EpollSet, Event, Place, Registration, SetState, bit, change};
-use super::{Desk, Look, arm, drive};
+use super::{Desk, Look, arm};
 use crate::outcome::Errno;
 use crate::socket::SwitchSocket;
 use crate::sys;
@@ -231,13 +231,9 @@ impl EpollSet {
         }
     }
 
-    /// For a poll on the set: whether the members that the kernel does not see make it readable, after driving connects under way.
+    /// For a poll on the set: whether the members that the kernel does not see make it readable, after driving what is no connection yet.
     pub(super) fn polled(&self, desk: &Desk, look: fn(&SwitchSocket) -> Look) -> Members {
-        let mut connecting = Vec::new();
-        self.connecting(&mut connecting);
-        for socket in connecting {
-            drive(desk.switch, &socket);
-        }
+        self.drive_pending(desk);
         self.members(desk, look)
     }
 

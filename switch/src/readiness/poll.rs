@@ -8,7 +8,10 @@
 
 use std::os::fd::RawFd;
 
-use super::{BLIND_NS, CONNECT_NS, Desk, Look, arm, drive, glance, look, spin};
+use super::{
+    BLIND_NS, CONNECT_NS, Desk, Look, REARMS, arm, arm_pending, drive, glance, is_pending, look,
+    spin,
+};
 use crate::socket::SwitchSocket;
 use crate::sys;
 use crate::table::{Kind, Table};
@@ -27,6 +30,8 @@ pub struct PollState {
     owners: [usize; DOORBELLS],
     doorbells: usize,
     is_connecting: bool,
+    /// Something moved at a look: a connection may be there that is not armed.
+    has_moved: bool,
 }
 
 impl PollState {
@@ -38,6 +43,7 @@ impl PollState {
             owners: [0; DOORBELLS],
             doorbells: 0,
             is_connecting: false,
+            has_moved: false,
         }
     }
 }
@@ -87,12 +93,20 @@ pub fn round(
         return Round::Ready(ready);
     }
     let answered = spin(|| (look_at_all(glance, desk, fds, work, state) > 0).then_some(()));
-    if answered.is_none() {
+    for _ in 0..REARMS {
+        if answered.is_some() {
+            break;
+        }
+        state.has_moved = false;
         for entry in fds.iter() {
             if let Some(slot) = desk.table.get(entry.fd)
                 && let Some(socket) = slot.socket()
             {
-                arm(desk, socket, &mut state.sleep);
+                if is_pending(socket) {
+                    arm_pending(desk, socket, &mut state.sleep);
+                } else {
+                    arm(desk, socket, &mut state.sleep);
+                }
             } else if let Some(slot) = desk.table.get_set(entry.fd)
                 && let Some(set) = slot.set()
             {
@@ -101,6 +115,12 @@ pub fn round(
         }
         // Armed: what came before is found now, what comes later wakes.
         look_at_all(look, desk, fds, work, state);
+        if !state.has_moved {
+            break;
+        }
+    }
+    if answered.is_none() && state.has_moved {
+        state.sleep.set_blind();
     }
     let ready = merge(fds, work, state);
     if ready > 0 {
@@ -163,7 +183,7 @@ fn look_at_all(
         let Some(socket) = slot.socket().filter(|_| slot.is_san()) else {
             continue;
         };
-        drive(desk.switch, socket);
+        state.has_moved |= drive(desk.switch, socket);
         match look(socket) {
             Look::Kernel => {}
             Look::Bits { bits, .. } => {

@@ -160,7 +160,8 @@ impl Requester {
             flags |= wire::FIRST;
         }
         let packets = if outgoing.work.opcode() == Opcode::RDMA_READ {
-            left.min(READ_PACKETS)
+            // Asked again, it ends where it ended before: the responder may have come just so far.
+            left.min(READ_PACKETS - at % READ_PACKETS)
         } else {
             1
         };

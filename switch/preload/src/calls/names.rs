@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use libc::{sockaddr, socklen_t};
 use switch::place::Destinations;
-use switch::readiness::{self, CONNECT_NS};
+use switch::readiness::{self, CONNECT_NS, REARMS};
 use switch::sys::{self, Name};
 use switch::table::{Kind, SlotRef};
 use switch::tcp::{self, Endpoint, KernelTcp};
@@ -149,25 +149,53 @@ pub(crate) unsafe fn accept(
     if flags & !(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) != 0 {
         return Accept::Failed(libc::EINVAL);
     }
-    match runtime.switch.accept(socket, flags) {
-        Ok(accepted) => {
-            let taken = take_in(runtime, &accepted, flags);
-            // SAFETY: by the caller's promise.
-            unsafe { Name::write(accepted.peer, name.cast(), len) };
-            Accept::Done(taken)
-        }
-        Err(libc::EAGAIN) if !socket.is_nonblocking() => {
-            SERVICE.ensure();
-            wait.limit_call(|| socket.timeout_ns(libc::SO_RCVTIMEO));
-            if wait.is_over() {
-                return Accept::Failed(libc::EAGAIN);
+    let may_wait = !socket.is_nonblocking();
+    loop {
+        runtime.switch.drive_listener(socket);
+        match runtime.switch.accept(socket, flags) {
+            Ok(accepted) => {
+                let taken = take_in(runtime, &accepted, flags);
+                // SAFETY: by the caller's promise.
+                unsafe { Name::write(accepted.peer, name.cast(), len) };
+                return Accept::Done(taken);
             }
-            let plan = runtime.switch.accept_plan(socket, u64::MAX);
-            wait.as_planned(&plan, None);
-            Accept::Wait
+            Err(libc::EAGAIN) if may_wait => {}
+            Err(errno) => return Accept::Failed(errno),
         }
-        Err(errno) => Accept::Failed(errno),
+        SERVICE.ensure();
+        let is_ready = || {
+            runtime.switch.drive_listener(socket);
+            runtime.switch.has_ready(socket).then_some(())
+        };
+        if readiness::spin(is_ready).is_some() || arm_accept(runtime, socket, wait) {
+            continue;
+        }
+        wait.limit_call(|| socket.timeout_ns(libc::SO_RCVTIMEO));
+        if wait.is_over() {
+            wait.woken();
+            return Accept::Failed(libc::EAGAIN);
+        }
+        let plan = runtime.switch.accept_plan(socket, u64::MAX);
+        wait.as_planned(&plan, None);
+        return Accept::Wait;
     }
+}
+
+/// Arms a listener for vectors of this thread, so that it need not wait for the service thread, and looks once more: true when the
+/// call must not sleep.
+fn arm_accept(runtime: &'static Runtime, socket: &Arc<SwitchSocket>, wait: &mut Wait) -> bool {
+    for _ in 0..REARMS {
+        readiness::arm_pending(&runtime.desk(), socket, &mut wait.sleep);
+        let has_moved = runtime.switch.drive_listener(socket);
+        if runtime.switch.has_ready(socket) {
+            break;
+        }
+        if !has_moved {
+            return false;
+        }
+    }
+    wait.woken();
+    true
 }
 
 /// Tracks a connection that the switch has accepted.
@@ -332,17 +360,19 @@ fn arm_connect(
     socket: &Arc<SwitchSocket>,
     wait: &mut Wait,
 ) -> ConnectStep {
-    if let Some((provider, function)) = runtime.switch.connect_function(socket)
-        && let Some(waiter) = wait
-            .sleep
-            .waiter(runtime.desk().waiters, &provider, function)
-    {
-        // What cannot be armed is the service thread's to drive.
-        runtime.switch.arm_connect(socket, waiter);
-    }
-    let step = runtime.switch.connect_progress(socket);
-    if step != ConnectStep::Pending {
-        wait.woken();
+    let mut step = ConnectStep::Pending;
+    for _ in 0..REARMS {
+        let stage = socket.stage();
+        readiness::arm_pending(&runtime.desk(), socket, &mut wait.sleep);
+        step = runtime.switch.connect_progress(socket);
+        if step != ConnectStep::Pending {
+            wait.woken();
+            break;
+        }
+        // Connected meanwhile: the session is not armed yet.
+        if socket.stage() == stage {
+            break;
+        }
     }
     step
 }
