@@ -16,7 +16,7 @@ use crate::connect::session_options;
 use crate::event::EventFd;
 use crate::gate;
 use crate::listen::{ListenCompanion, Listening};
-use crate::options::OptionStore;
+use crate::options::{self, OptionStore};
 use crate::outcome::{Errno, WaitPlan};
 use crate::provider_table::ProviderRef;
 use crate::ready_queue::Waiting;
@@ -255,6 +255,7 @@ impl Switch {
             Stage::SanConnected,
             state,
         ));
+        options::follow_all(&socket.lock().options, &conn);
         socket.publish(Arc::new(conn));
         self.register_connected(&socket);
         Ok(Accepted {

@@ -105,7 +105,7 @@ impl Switch {
     }
 
     /// Closes the SAN side of a listener: for this process, or `for_all` that share it.
-    fn close_listener(&self, listening: &Listening, for_all: bool) {
+    pub(crate) fn close_listener(&self, listening: &Listening, for_all: bool) {
         if !listening.shut() {
             return;
         }

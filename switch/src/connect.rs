@@ -144,7 +144,17 @@ impl Switch {
                     self.cancel_attempt(socket, &mut state);
                     self.restart(socket, &mut state);
                 }
-                Stage::SanListening => return Err(libc::EISCONN),
+                Stage::SanListening => {
+                    if let Some(listening) = state.listening.take() {
+                        self.close_listener(&listening, true);
+                    }
+                    self.lock_registry()
+                        .listeners
+                        .retain(|l| l.upgrade().is_some_and(|l| l.id() != socket.id()));
+                    self.tcp
+                        .set_nonblocking(socket.fd(), socket.is_nonblocking())?;
+                    self.restart(socket, &mut state);
+                }
                 _ => {}
             }
             let result = self.tcp.disconnect(socket.fd());
@@ -433,6 +443,9 @@ impl Switch {
                     return;
                 };
                 if let Some(conn) = attempt.conn.take() {
+                    options::follow_all(&state.options, &conn);
+                    // An owner that was set before wants to hear of it.
+                    conn.adopt_owner(socket.fd());
                     socket.publish(conn);
                 }
                 self.end_attempt(attempt);

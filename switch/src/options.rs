@@ -8,6 +8,8 @@
 use driver::spi::{ServiceProvider, SpSocket};
 use driver::wsa::WsaError;
 
+use crate::session::Conn;
+
 /// Most bytes of a stored value; the kernel's longest TCP option (`TCP_MD5SIG`) is shorter.
 const MAX_VALUE: usize = 256;
 
@@ -26,6 +28,16 @@ const TCP_ONLY: &[(i32, i32)] = &[
 const NOT_INHERITED: &[(i32, i32)] = &[
     (libc::SOL_TCP, libc::TCP_DEFER_ACCEPT),
     (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER),
+    (libc::SOL_SOCKET, libc::SO_PRIORITY),
+];
+
+/// Options that a connection itself follows.
+const FOLLOWED: &[(i32, i32)] = &[
+    (libc::SOL_SOCKET, libc::SO_SNDBUF),
+    (libc::SOL_SOCKET, libc::SO_RCVLOWAT),
+    (libc::SOL_SOCKET, libc::SO_OOBINLINE),
+    (libc::SOL_TCP, libc::TCP_CORK),
+    (libc::SOL_TCP, libc::TCP_NODELAY),
 ];
 
 /// Options of one socket.
@@ -150,6 +162,35 @@ const MIN_BUFFER: u32 = 4608;
 #[must_use]
 pub fn is_tcp_only(level: i32, name: i32) -> bool {
     TCP_ONLY.contains(&(level, name))
+}
+
+/// Lets a new connection follow what the program set before.
+pub(crate) fn follow_all(options: &OptionStore, conn: &Conn) {
+    for (level, name) in FOLLOWED {
+        if options.find(*level, *name).is_some() {
+            follow(options, conn, *level, *name);
+        }
+    }
+}
+
+/// Lets a connection follow an option that was just stored.
+pub(crate) fn follow(options: &OptionStore, conn: &Conn, level: i32, name: i32) {
+    let value = options.int(level, name).unwrap_or(0);
+    match (level, name) {
+        (libc::SOL_SOCKET, libc::SO_SNDBUF) => {
+            if let Some(limit) = buffer(options, name) {
+                conn.set_send_limit(limit);
+            }
+        }
+        // As the kernel: nothing means one byte, a negative number all there can be.
+        (libc::SOL_SOCKET, libc::SO_RCVLOWAT) => {
+            conn.set_receive_low_water(u32::try_from(value).unwrap_or(i32::MAX.unsigned_abs()));
+        }
+        (libc::SOL_SOCKET, libc::SO_OOBINLINE) => conn.set_urgent_in_line(value != 0),
+        (libc::SOL_TCP, libc::TCP_CORK) => conn.set_cork(value != 0),
+        (libc::SOL_TCP, libc::TCP_NODELAY) if value != 0 => conn.push_held(),
+        _ => {}
+    }
 }
 
 /// Sets an option on a companion if the provider supports it; `Ok(false)` if it does not.

@@ -174,6 +174,7 @@ impl Switch {
         round.progressed |= step.progressed;
         round.deadline_ns = round.deadline_ns.min(step.deadline_ns);
         if step.changed {
+            socket.announce_arrival();
             self.host.socket_changed(socket);
         }
     }

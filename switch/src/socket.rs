@@ -27,7 +27,7 @@ use crate::gate;
 use crate::listen::Listening;
 use crate::options::OptionStore;
 use crate::outcome::Errno;
-use crate::session::Conn;
+use crate::session::{Conn, announce};
 
 /// Where a socket stands.
 #[repr(u32)]
@@ -71,10 +71,13 @@ impl Stage {
     pub const fn leads_to(self, next: Self) -> bool {
         match self {
             // established over the SAN, TCP can no longer serve the socket. A dissolved one starts anew.
-            Self::SanConnected => matches!(next, Self::Failed | Self::Closed | Self::TcpBound),
+            Self::SanConnected => matches!(
+                next,
+                Self::Failed | Self::Closed | Self::TcpBound | Self::Fresh
+            ),
             Self::Negotiating => matches!(
                 next,
-                Self::SanConnected | Self::Failed | Self::Closed | Self::TcpBound
+                Self::SanConnected | Self::Failed | Self::Closed | Self::TcpBound | Self::Fresh
             ),
             Self::Closed => false,
             _ => true,
@@ -94,6 +97,8 @@ pub struct SwitchSocket {
     fd: AtomicI32,
     stage: AtomicU32,
     nonblocking: AtomicU32,
+    /// 1: the program set an owner for signals.
+    owned: AtomicU32,
     conns: ConnChain,
     state: Mutex<SocketState>,
 }
@@ -167,6 +172,7 @@ impl SwitchSocket {
             fd: AtomicI32::new(fd),
             stage: AtomicU32::new(stage as u32),
             nonblocking: AtomicU32::new(u32::from(is_nonblocking)),
+            owned: AtomicU32::new(0),
             conns: ConnChain::default(),
             state: Mutex::new(state),
         }
@@ -248,6 +254,29 @@ impl SwitchSocket {
     pub fn reason(&self) -> Option<Reason> {
         let _inside = gate::enter();
         self.lock().reason
+    }
+
+    /// Takes note that the program set an owner for signals.
+    pub fn set_owned(&self) {
+        // Relaxed: a flag; the kernel keeps the owner.
+        self.owned.store(1, Ordering::Relaxed);
+        if let Some(conn) = self.conn() {
+            conn.set_owned(self.fd());
+        }
+    }
+
+    /// Signals the owner of a listener that somebody waits.
+    pub(crate) fn announce_arrival(&self) {
+        // Relaxed: as in `set_owned`.
+        if self.owned.load(Ordering::Relaxed) != 0 {
+            announce::arrival(self.fd());
+        }
+    }
+
+    /// Value of an option of type `int` that the program set.
+    #[must_use]
+    pub fn int_option(&self, level: i32, name: i32) -> Option<i32> {
+        self.lock().options.int(level, name)
     }
 
     /// Limit of blocking calls: `SO_RCVTIMEO` or `SO_SNDTIMEO`, in nanoseconds.

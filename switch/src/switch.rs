@@ -198,6 +198,9 @@ impl Switch {
     pub fn peer_address(&self, socket: &SwitchSocket) -> Result<SocketAddr, Errno> {
         let _inside = gate::enter();
         match socket.stage() {
+            Stage::SanConnected if socket.conn().is_none_or(|conn| conn.has_no_peer()) => {
+                Err(libc::ENOTCONN)
+            }
             Stage::SanConnected => socket.lock().peer.ok_or(libc::ENOTCONN),
             Stage::SanConnecting | Stage::Negotiating | Stage::SanListening => Err(libc::ENOTCONN),
             _ => self.tcp.peer_address(socket.fd()),
@@ -226,11 +229,7 @@ impl Switch {
         if let Some(conn) = socket.conn() {
             options::forward(&*conn.provider().sp, conn.sp(), level, name, value)
                 .map_err(|e| e.errno())?;
-            if (level, name) == (libc::SOL_SOCKET, libc::SO_SNDBUF)
-                && let Some(limit) = options::buffer(&state.options, name)
-            {
-                conn.set_send_limit(limit);
-            }
+            options::follow(&state.options, conn, level, name);
         } else if let Some(attempt) = &state.attempt {
             let companion = &attempt.companion;
             options::forward(
@@ -276,9 +275,9 @@ impl Switch {
             }
             (libc::SOL_TCP, libc::TCP_INFO) if socket.stage() == Stage::SanConnected => {
                 let len = self.tcp.get_option(socket.fd(), level, name, value)?;
-                // tcpi_state is the first byte of struct tcp_info; the parked kernel socket would say CLOSE.
-                if let Some(state) = value.first_mut().filter(|_| len > 0) {
-                    *state = TCP_ESTABLISHED;
+                if let (Some(conn), Some(info)) = (socket.conn(), value.get_mut(..len)) {
+                    conn.progress();
+                    conn.describe(info);
                 }
                 return Ok(len);
             }
@@ -472,9 +471,6 @@ impl core::fmt::Debug for Installed {
             .finish_non_exhaustive()
     }
 }
-
-/// `TCP_ESTABLISHED` of the kernel's `tcp_states.h`.
-const TCP_ESTABLISHED: u8 = 1;
 
 /// Whether sockets of this kind may ever have a companion.
 #[must_use]

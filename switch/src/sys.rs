@@ -679,6 +679,9 @@ const ROOM: usize = 128;
 /// Bytes of an IPv6 address.
 const IP_ROOM: u32 = 28;
 
+/// `sizeof(struct sockaddr_storage)`.
+const LONGEST: u32 = 128;
+
 impl Name {
     /// Room for an address of any IP family.
     #[must_use]
@@ -739,7 +742,8 @@ impl Name {
     pub unsafe fn read(address: *const u8, len: u32) -> Option<SocketAddr> {
         let mut name = Self::room();
         let wanted = (len as usize).min(IP_ROOM as usize);
-        if address.is_null() || wanted < 2 {
+        // Longer than any address of the kernel.
+        if address.is_null() || wanted < 2 || len > LONGEST {
             return None;
         }
         // SAFETY: the source is readable by the caller's promise, the room is longer, and they cannot overlap: `name` is new.

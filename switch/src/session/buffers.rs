@@ -101,6 +101,11 @@ impl<'a> IoCursor<'a> {
         self.left
     }
 
+    /// Leaves off all but the next `n` bytes.
+    pub(super) fn limit(&mut self, n: usize) {
+        self.left = self.left.min(n);
+    }
+
     /// Leaves `n` bytes out.
     pub(super) fn skip(&mut self, n: usize) {
         self.each(n, |_, _, _| {});

@@ -10,8 +10,9 @@ use core::ptr::NonNull;
 
 use driver::spi::{Link, MemoryHandle, SpSocket, Waiter};
 use driver::wsa::WsaError;
-use ring_proto::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use ring_proto::sync::{AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
 
+use super::announce::Tidings;
 use super::buffers::Region;
 use super::record::{ConnRecord, RECV_SLOTS, Shared, flag};
 use super::ring::RingHead;
@@ -65,6 +66,8 @@ pub struct Conn {
     pub(super) touches_seen: AtomicU32,
     /// Until then the service thread leaves the connection to the program's own calls, on CLOCK_MONOTONIC.
     pub(super) rests_until_ns: AtomicU64,
+    /// Descriptor whose owner is signalled; -1: none.
+    pub(super) owned_fd: AtomicI32,
     /// 1: this process closed the companion, its memory can go with this value.
     pub(super) finished: AtomicU32,
 }
@@ -135,6 +138,17 @@ impl Conn {
         }
     }
 
+    /// Puts back an error that was taken and not told.
+    pub fn restore_error(&self, error: Errno) {
+        // Relaxed: as in `take_error`; a newer error stays.
+        let _newer = self.record.get().error.compare_exchange(
+            0,
+            error,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+    }
+
     /// Stream bytes accepted from the program and taken by it.
     #[must_use]
     pub fn counters(&self) -> (u64, u64) {
@@ -200,6 +214,8 @@ impl Conn {
         }
         // What was posted is the NIC's: only what still waits for credits or room needs somebody.
         flags & flag::ESTABLISHED == 0
+            || self.is_owned()
+            || (flags & flag::BOTH_SHUT == flag::BOTH_SHUT && !self.is_over(flags))
             || self.has_unposted(flags)
             || self.due().is_some()
             || self.needs_settling()
@@ -283,8 +299,9 @@ impl Conn {
         let waits = r.flags() & (flag::CLOSING | flag::ESTABLISHED | flag::CLOSED);
         // Relaxed: a time.
         match r.deadline_ns.load(Ordering::Relaxed) {
+            _ if waits & flag::CLOSED != 0 => u64::MAX,
+            _ if waits == flag::ESTABLISHED => self.held_until_ns(),
             0 => u64::MAX,
-            _ if waits & flag::CLOSED != 0 || waits == flag::ESTABLISHED => u64::MAX,
             deadline => deadline,
         }
     }
@@ -421,6 +438,7 @@ impl Conn {
             .compare_exchange(0, error, Ordering::Relaxed, Ordering::Relaxed);
         if r.set(flag::RESET | extra) & flag::RESET == 0 {
             self.edges();
+            self.announce(Tidings::Error);
             self.wake_local();
         }
     }

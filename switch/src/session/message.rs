@@ -6,7 +6,7 @@
 //! 256 bytes. A [`Message`] proves that kind, flags, lengths and reserved fields are right; what depends on the state of
 //! the connection (sequence, offsets, credits) is checked by its receiver.
 //! Hot: [`Header::encode`], [`Message::decode`] for DATA and CREDIT.
-//! Source; layout ours (docs/session.md). Leaves out: RDMA offers, urgent data, suspension.
+//! Source; layout ours (docs/session.md). Leaves out: RDMA offers, suspension.
 
 use core::mem::{offset_of, size_of};
 
@@ -37,6 +37,8 @@ pub const FEATURE_RDMA_READ: u64 = 1;
 pub const KNOWN_FEATURES: u64 = FEATURE_RDMA_READ;
 /// Flag: repeats a message whose sender died while posting it; the one before may never have left.
 pub const FLAG_RESEND: u8 = 1;
+/// Flag of DATA: its last byte is urgent.
+pub const FLAG_URGENT: u8 = 2;
 
 /// Fewest receives a peer may post: two of them are the reserve of R-131.
 pub const MIN_RECEIVES: u32 = 4;
@@ -293,6 +295,8 @@ pub enum Body {
     Data {
         /// Bytes.
         len: u32,
+        /// Whether the last of them is urgent.
+        is_urgent: bool,
     },
     /// CREDIT.
     Credit,
@@ -370,7 +374,10 @@ impl Message {
             .get(..HEADER_LEN)
             .and_then(|bytes| Header::read_from_bytes(bytes).ok())
             .ok_or(Malformed::Short(received))?;
-        if header.flags & !FLAG_RESEND != 0 {
+        let is_urgent = header.flags & FLAG_URGENT != 0;
+        if header.flags & !(FLAG_RESEND | FLAG_URGENT) != 0
+            || (is_urgent && header.kind != kind::DATA)
+        {
             return Err(Malformed::Flags(header.flags));
         }
         let length = Malformed::Length {
@@ -405,6 +412,7 @@ impl Message {
             }
             kind::DATA => Body::Data {
                 len: header.payload_len,
+                is_urgent,
             },
             kind::CREDIT => bare(Body::Credit)?,
             kind::FIN => bare(Body::Fin)?,

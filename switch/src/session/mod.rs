@@ -7,15 +7,18 @@
 //! fails is an error of the socket.
 //! Hot: [`Conn::send`], [`Conn::recv`], [`Conn::progress`], [`Conn::readiness`]: no allocation, no system call, no log, and no lock
 //! but the direction's token.
-//! Source: the WDK pages on session protocol, completion, closing and failure (R-114 ff. of docs/wsd.md); wire format in docs/session.md. Leaves out: RDMA for large transfers, urgent
-//! data, suspension; a caller that waits.
+//! Source: the WDK pages on session protocol, completion, closing and failure (R-114 ff. of docs/wsd.md); wire format in docs/session.md. Leaves out: RDMA for large transfers,
+//! suspension; a caller that waits.
 
+pub(crate) mod announce;
 mod buffers;
 mod close;
 mod conn;
 mod credit;
+mod hold;
 pub mod message;
 mod negotiate;
+mod notice;
 mod orphan;
 mod readiness;
 mod record;
@@ -25,6 +28,7 @@ mod send;
 mod start;
 #[cfg(test)]
 mod tests;
+mod urgent;
 
 pub use buffers::MAX_CALL_BYTES;
 pub use close::{CloseStep, How};

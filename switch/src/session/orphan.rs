@@ -16,6 +16,7 @@ use driver::spi::{OVERLAPPED_DONE, OVERLAPPED_FREE, Overlapped};
 use driver::wsa::WsaError;
 use ring_proto::sync::Ordering;
 
+use super::announce::Tidings;
 use super::conn::{Conn, sp_buffer};
 use super::message::FEATURE_RDMA_READ;
 use super::record::flag;
@@ -65,6 +66,7 @@ impl Conn {
                             .store(r.pull_target.load(Ordering::Relaxed), Ordering::Relaxed);
                         r.orphan_step.store(CHUNK, Ordering::Relaxed);
                         r.in_edge.fetch_add(1, Ordering::Relaxed);
+                        self.announce(Tidings::In);
                         true
                     }
                 }

@@ -4,7 +4,7 @@
 //! Invariants: no token is taken; the answer follows from words that the two directions publish. The mask is that of the kernel's
 //! `tcp_poll`, with its shutdown mask and its rule of when a socket is writable. Edge counters grow whenever the kernel would call
 //! the socket's wait queue, so an edge-triggered set reports by comparing.
-//! Hot: everything here. Source; Linux net/ipv4/tcp.c, `tcp_poll`. Leaves out: urgent data.
+//! Hot: everything here. Source; Linux net/ipv4/tcp.c, `tcp_poll`.
 
 use ring_proto::sync::Ordering;
 
@@ -15,6 +15,7 @@ use super::record::flag;
 mod mask {
     pub(super) const IN: u32 = (libc::EPOLLIN | libc::EPOLLRDNORM) as u32;
     pub(super) const OUT: u32 = (libc::EPOLLOUT | libc::EPOLLWRNORM) as u32;
+    pub(super) const PRI: u32 = libc::EPOLLPRI as u32;
     pub(super) const RDHUP: u32 = libc::EPOLLRDHUP as u32;
     pub(super) const HUP: u32 = libc::EPOLLHUP as u32;
     pub(super) const ERR: u32 = libc::EPOLLERR as u32;
@@ -43,8 +44,11 @@ impl Conn {
                 bits |= mask::OUT;
             }
         }
+        if self.has_urgent() {
+            bits |= mask::PRI;
+        }
         // Relaxed: a hint; `take_error` takes it.
-        if r.error.load(Ordering::Relaxed) != 0 {
+        if r.error.load(Ordering::Relaxed) != 0 || self.has_notice() {
             bits |= mask::ERR;
         }
         bits
@@ -77,7 +81,7 @@ impl Conn {
 
     /// Whether enough bytes are here, or no more can come before some are taken.
     fn is_readable(&self) -> bool {
-        let bytes = self.readable_bytes();
+        let bytes = self.readable_bytes().saturating_sub(self.passed_over());
         let r = self.record.get();
         // Relaxed: limits and estimates.
         let low_water = r.recv_low_water.load(Ordering::Relaxed).max(1) as usize;

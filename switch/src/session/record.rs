@@ -55,6 +55,8 @@ pub(super) mod flag {
     pub(crate) const CLOSED: u32 = 1 << 10;
     /// The peer has no holder left; its memory is being read.
     pub(crate) const ORPHANED: u32 = 1 << 11;
+    /// Both directions were ended by the program.
+    pub(crate) const BOTH_SHUT: u32 = READ_SHUT | WRITE_SHUT;
     /// A sender found no room: the next room is an edge.
     pub(crate) const NO_SPACE: u32 = 1 << 12;
 }
@@ -242,6 +244,25 @@ pub(super) struct ConnRecord {
 
     /// Written by recv: offset from which the peer may repeat itself, after one of its processes died; `u64::MAX`: it may not.
     pub(super) repeat_from: AtomicU64,
+
+    // What is rare.
+    /// Written by send: stream offset after the last urgent byte; 0: none.
+    pub(super) urgent_end: AtomicU64,
+    /// Written by send: until then less than a full message is held back, on CLOCK_MONOTONIC; 0: nothing is.
+    pub(super) hold_until_ns: AtomicU64,
+    /// `TCP_CORK`.
+    pub(super) corked: AtomicU32,
+    /// Written by recv: `urgent::NONE` and its siblings.
+    pub(super) urgent_state: AtomicU32,
+    /// Written by recv: stream offset of the urgent byte.
+    pub(super) urgent_at: AtomicU64,
+    /// `SO_OOBINLINE`.
+    pub(super) urgent_in_line: AtomicU32,
+    /// Zero-copy sends.
+    pub(super) zerocopy_calls: AtomicU32,
+    /// Those of them that the program was told of.
+    pub(super) zerocopy_told: AtomicU32,
+    reserved4: AtomicU32,
 }
 
 /// Bytes of the record's memory.

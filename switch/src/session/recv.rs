@@ -6,12 +6,13 @@
 //! buffer is posted again then, and at once for messages without payload, so that grants pass even where data waits.
 //! `rcv_next` is what the program has taken: one store makes it so.
 //! Hot: [`Conn::recv`], `parse`. Edges: `overlapped-done`.
-//! Source. Leaves out: MSG_WAITALL's loop, which is the caller's; urgent data.
+//! Source. Leaves out: MSG_WAITALL's loop, which is the caller's.
 
 use driver::spi::{Link, OVERLAPPED_DONE, OVERLAPPED_FREE};
 use driver::wsa::WsaError;
 use ring_proto::sync::Ordering;
 
+use super::announce::Tidings;
 use super::buffers::IoCursor;
 use super::conn::{Conn, HEADER_PAD, slot, sp_buffer};
 use super::credit;
@@ -35,10 +36,10 @@ impl Conn {
     /// it must not wait any more.
     ///
     /// # Errors
-    /// `EAGAIN`: nothing yet. The sticky error, once, after all data. `EOPNOTSUPP` for `MSG_OOB`.
+    /// `EAGAIN`: nothing yet. The sticky error, once, after all data. `EINVAL`: no urgent byte for `MSG_OOB`.
     pub fn recv(&self, iov: &[libc::iovec], flags: i32) -> Result<usize, Errno> {
         if flags & libc::MSG_OOB != 0 {
-            return Err(libc::EOPNOTSUPP);
+            return self.recv_urgent(iov, flags);
         }
         let cursor = IoCursor::new(iov);
         let token = &self.record.get().recv_token;
@@ -54,12 +55,15 @@ impl Conn {
                 self.settle();
             }
         }
-        // As the kernel: also a receive of no bytes finds that nothing is there.
-        let result = if self.readable_bytes() == 0 {
-            self.no_bytes()
+        // As the kernel: also a receive of no bytes finds that nothing is there, and so does one that passes over an urgent byte.
+        let taken = if self.readable_bytes() == 0 {
+            None
+        } else if self.is_marked() {
+            Some(self.deliver_around_mark(cursor, flags)).filter(|&n| n > 0 || want == 0)
         } else {
-            Ok(self.deliver(cursor, flags))
+            Some(self.deliver(cursor, flags, 0))
         };
+        let result = taken.map_or_else(|| self.no_bytes(), Ok);
         if token.release() {
             self.with_recv(|conn| conn.parse(false));
         } else {
@@ -76,7 +80,7 @@ impl Conn {
             .has(flag::FIN_SEEN | flag::RESET | flag::READ_SHUT | flag::GONE | flag::CLOSED)
     }
 
-    /// Bytes the program can take now (`FIONREAD`).
+    /// Bytes that are here and not taken.
     #[inline]
     #[must_use]
     pub fn readable_bytes(&self) -> usize {
@@ -102,13 +106,13 @@ impl Conn {
         Err(libc::EAGAIN)
     }
 
-    /// Copies what is here to the program and gives the emptied buffers back. Under the receive token.
-    fn deliver(&self, mut cursor: IoCursor<'_>, flags: i32) -> usize {
+    /// Copies what is here to the program, from `ahead` bytes on, and gives the emptied buffers back. Under the receive token.
+    pub(super) fn deliver(&self, mut cursor: IoCursor<'_>, flags: i32, ahead: u64) -> usize {
         let r = self.record.get();
         let total = cursor.left();
         // Relaxed throughout: the receive side's own numbers, under its token.
         let start = r.rcv_next.load(Ordering::Relaxed);
-        let mut next = start;
+        let mut next = start.saturating_add(ahead);
         let mut entry = r.unread_head.load(Ordering::Relaxed);
         let tail = r.unread_tail.load(Ordering::Relaxed);
         while cursor.left() > 0 && entry != tail {
@@ -141,12 +145,18 @@ impl Conn {
             next += n as u64;
         }
         let taken = total - cursor.left();
-        if flags & libc::MSG_PEEK == 0 && taken > 0 {
-            r.rcv_next.store(next, Ordering::Relaxed);
-            self.head.get().consumed.store(next, Ordering::Relaxed);
-            self.drop_read();
+        if flags & libc::MSG_PEEK == 0 && next > start {
+            self.step_over(next);
         }
         taken
+    }
+
+    /// Counts everything before `next` as taken, and gives the emptied buffers back. Under the receive token.
+    pub(super) fn step_over(&self, next: u64) {
+        // Relaxed: own numbers.
+        self.record.get().rcv_next.store(next, Ordering::Relaxed);
+        self.head.get().consumed.store(next, Ordering::Relaxed);
+        self.drop_read();
     }
 
     /// Posts the buffers of messages that the program has taken. Under the receive token.
@@ -300,7 +310,7 @@ impl Conn {
                 }
             }
             _ if !negotiated => return Err(Refused),
-            Body::Data { len } => {
+            Body::Data { len, is_urgent } => {
                 let data_end = message
                     .stream_offset
                     .checked_add(u64::from(len))
@@ -316,6 +326,9 @@ impl Conn {
                     return Err(Refused);
                 }
                 if data_end > end {
+                    if is_urgent {
+                        self.note_urgent(data_end - 1);
+                    }
                     self.keep(position, buffer, len, data_end);
                     keeps_buffer = true;
                 }
@@ -327,6 +340,7 @@ impl Conn {
             Body::Fin => {
                 r.set(flag::FIN_SEEN);
                 r.in_edge.fetch_add(1, Ordering::Relaxed);
+                self.announce(Tidings::In);
             }
             Body::Abort { .. } => {
                 let error = if r.has(flag::FIN_SEEN) {
@@ -361,6 +375,7 @@ impl Conn {
         r.unread_tail.store(tail.wrapping_add(1), Ordering::Release);
         r.rcv_end.store(end, Ordering::Relaxed);
         r.in_edge.fetch_add(1, Ordering::Relaxed);
+        self.announce(Tidings::In);
     }
 
     /// Posts a receive buffer. Under the receive token.

@@ -11,11 +11,12 @@ use driver::spi::{OVERLAPPED_DONE, OVERLAPPED_FREE, OVERLAPPED_PENDING, Overlapp
 use driver::wsa::WsaError;
 use ring_proto::sync::Ordering;
 
+use super::announce::Tidings;
 use super::buffers::IoCursor;
 use super::conn::{Conn, sp_buffer};
 use super::credit::{self, Spend};
 use super::message::{
-    FLAG_RESEND, HEADER_LEN, HELLO_LEN, Header, Hello, PLACE_INLINE, abort, kind,
+    FLAG_RESEND, FLAG_URGENT, HEADER_LEN, HELLO_LEN, Header, Hello, PLACE_INLINE, abort, kind,
 };
 use super::record::{IN_DOUBT, POSTED, POSTING, flag};
 use super::ring::{HEADER_BYTES, SLOT_BYTES, SLOTS_OFFSET, SendRing};
@@ -47,12 +48,8 @@ impl Conn {
     /// Sends bytes of the program: copies as many into the ring as there is room for, and posts as many as credits allow.
     ///
     /// # Errors
-    /// `EAGAIN`: no room. The sticky error, once; `EPIPE` after a shutdown or a reset (the caller raises SIGPIPE). `EOPNOTSUPP` for
-    /// `MSG_OOB`.
+    /// `EAGAIN`: no room. The sticky error, once; `EPIPE` after a shutdown or a reset (the caller raises SIGPIPE).
     pub fn send(&self, iov: &[libc::iovec], flags: i32) -> Result<usize, Errno> {
-        if flags & libc::MSG_OOB != 0 {
-            return Err(libc::EOPNOTSUPP);
-        }
         self.check_send()?;
         let token = &self.record.get().send_token;
         match token.take(&*self.provider) {
@@ -61,7 +58,7 @@ impl Conn {
             Err(_) => return Err(libc::EAGAIN),
         }
         // Looked at again: the flags may have changed while we waited, and under the token they decide.
-        let result = self.check_send().and_then(|()| self.accept(iov));
+        let result = self.check_send().and_then(|()| self.accept(iov, flags));
         if token.release() {
             self.with_send(Self::pump);
         }
@@ -76,6 +73,25 @@ impl Conn {
         let accepted = r.accepted.load(Ordering::Relaxed);
         let freed = r.freed.load(Ordering::Relaxed).min(accepted);
         usize::try_from(accepted - freed).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes that the program can send now.
+    ///
+    /// # Errors
+    /// As of [`Self::send`].
+    pub fn send_room(&self) -> Result<usize, Errno> {
+        self.check_send()?;
+        // Relaxed: a limit.
+        let limit = self.record.get().send_limit.load(Ordering::Relaxed);
+        Ok(usize::try_from(self.send_ring().room(limit)).unwrap_or(usize::MAX))
+    }
+
+    /// Bytes accepted from the program that were not given to the NIC (`SIOCOUTQNSD`).
+    #[must_use]
+    pub fn unposted_bytes(&self) -> usize {
+        // Relaxed: an estimate.
+        let accepted = self.record.get().accepted.load(Ordering::Relaxed);
+        usize::try_from(accepted.saturating_sub(self.sent_offset())).unwrap_or(usize::MAX)
     }
 
     /// Whether the program may send.
@@ -95,7 +111,7 @@ impl Conn {
     }
 
     /// Copies into the ring and posts. Under the send token.
-    fn accept(&self, iov: &[libc::iovec]) -> Result<usize, Errno> {
+    fn accept(&self, iov: &[libc::iovec], flags: i32) -> Result<usize, Errno> {
         let r = self.record.get();
         let mut cursor = IoCursor::new(iov);
         let total = cursor.left();
@@ -103,6 +119,7 @@ impl Conn {
             return Ok(0);
         }
         self.reap();
+        self.hold(flags & libc::MSG_MORE != 0);
         // Relaxed throughout: the send side's own numbers, under its token.
         let limit = r.send_limit.load(Ordering::Relaxed);
         let mut polled = false;
@@ -130,6 +147,10 @@ impl Conn {
             let span = ring.span(ring.accepted, room.min(cursor.left() as u64));
             let copied = cursor.gather(&self.ring, data(span.offset), data_len(span.len));
             let accepted = ring.accepted.wrapping_add(copied as u64);
+            if flags & libc::MSG_OOB != 0 && cursor.left() == 0 {
+                // The mark is there before its byte can leave.
+                r.urgent_end.store(accepted, Ordering::Relaxed);
+            }
             r.accepted.store(accepted, Ordering::Relaxed);
             // EDGE ring-accepted (release): the bytes and the run. Acquired by the peer's RDMA READ after this process's death, in
             // `orphan::pull` on the other node.
@@ -238,7 +259,10 @@ impl Conn {
         }
         let accepted = r.accepted.load(Ordering::Relaxed);
         let sent = self.sent_offset();
-        if sent < accepted && credits >= Spend::Data.needs() {
+        if sent < accepted
+            && credits >= Spend::Data.needs()
+            && !self.is_held(accepted.wrapping_sub(sent))
+        {
             return Some(Out::Data);
         }
         if sent == accepted && flags & flag::WRITE_SHUT != 0 && credits >= Spend::Fin.needs() {
@@ -346,6 +370,7 @@ impl Conn {
         }
         if reaped != first && r.has(flag::NO_SPACE) && self.is_writable() && r.take_no_space() {
             r.out_edge.fetch_add(1, Ordering::Relaxed);
+            self.announce(Tidings::Out);
         }
     }
 
@@ -387,7 +412,7 @@ impl Conn {
             Out::Hello => (kind::HELLO_ACK, None, 0),
             Out::Data => {
                 let max = u64::from(r.payload_max.load(Ordering::Relaxed));
-                let want = accepted.wrapping_sub(start).min(max);
+                let want = r.up_to_urgent(start, accepted.wrapping_sub(start).min(max));
                 let span = self.send_ring().span(start, want);
                 (kind::DATA, Some(span), start.wrapping_add(span.len))
             }
@@ -396,6 +421,10 @@ impl Conn {
             Out::Abort => (kind::ABORT, None, start),
         };
         let payload = span.map_or(0, |s| s.len);
+        let urgent = match out {
+            Out::Data if r.ends_urgently(end) => FLAG_URGENT,
+            _ => 0,
+        };
         #[expect(
             clippy::cast_possible_truncation,
             reason = "payload is at most PAYLOAD_MAX; the sequence is modulo 2^16 by definition"
@@ -403,9 +432,9 @@ impl Conn {
         let header = Header {
             kind,
             flags: if r.resend.load(Ordering::Relaxed) == 0 {
-                0
+                urgent
             } else {
-                FLAG_RESEND
+                urgent | FLAG_RESEND
             },
             sequence: number as u16,
             payload_len: if out == Out::Hello {

@@ -11,7 +11,7 @@
 
 use driver::spi::{MEM_READ, MEM_WRITE, MemoryHandle, SharedRegion, SpSocket, options};
 use driver::wsa::WsaError;
-use ring_proto::sync::{AtomicU32, AtomicU64, Ordering};
+use ring_proto::sync::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use super::buffers::Region;
 use super::conn::{Conn, HEADER_PAD, PAYLOAD_MAX, WAITERS, now_ns};
@@ -270,6 +270,7 @@ impl Conn {
             touches: AtomicU32::new(0),
             touches_seen: AtomicU32::new(0),
             rests_until_ns: AtomicU64::new(0),
+            owned_fd: AtomicI32::new(-1),
             finished: AtomicU32::new(0),
             provider,
         })

@@ -11,17 +11,26 @@ use std::sync::Arc;
 use switch::{Errno, Stage, SwitchSocket, sys};
 
 use crate::calls::stream;
-use crate::runtime::{self, Runtime, TABLE};
+use crate::runtime::{self, Runtime, SERVICE, TABLE};
 
 /// `fcntl`, or `None` for the real function.
 pub(crate) fn fcntl(fd: c_int, command: c_int, argument: usize) -> Option<Result<c_int, Errno>> {
     if !matches!(
         command,
-        libc::F_GETFL | libc::F_SETFL | libc::F_GETFD | libc::F_SETFD
+        libc::F_GETFL
+            | libc::F_SETFL
+            | libc::F_GETFD
+            | libc::F_SETFD
+            | libc::F_SETOWN
+            | F_SETOWN_EX
     ) {
         return None;
     }
     let (runtime, socket) = known(fd)?;
+    if matches!(command, libc::F_SETOWN | F_SETOWN_EX) {
+        own(&socket);
+        return None;
+    }
     let is_listening = socket.stage() == Stage::SanListening;
     let is_carried = socket.stage() == Stage::SanConnected;
     match command {
@@ -62,6 +71,14 @@ fn set_flags(
     Ok(())
 }
 
+/// The kernel keeps the owner of a socket; a connection that the SAN carries looks there before it signals.
+fn own(socket: &SwitchSocket) {
+    socket.set_owned();
+    if socket.is_on_san() {
+        SERVICE.wake();
+    }
+}
+
 /// A listener with companions stays non-blocking in the kernel.
 fn hold_listener(fd: c_int, socket: &SwitchSocket) {
     if socket.stage() == Stage::SanListening {
@@ -78,6 +95,11 @@ pub(crate) unsafe fn ioctl(
     request: libc::c_ulong,
     argument: *mut c_int,
 ) -> Option<Result<(), Errno>> {
+    if matches!(request, FIOSETOWN | SIOCSPGRP) {
+        let (_, socket) = known(fd)?;
+        own(&socket);
+        return None;
+    }
     if matches!(request, libc::FIOCLEX | libc::FIONCLEX) {
         let (_, socket) = known(fd)?;
         if socket.stage() != Stage::SanConnected {
@@ -88,7 +110,7 @@ pub(crate) unsafe fn ioctl(
     }
     if !matches!(
         request,
-        libc::FIONBIO | libc::FIONREAD | libc::TIOCOUTQ | SIOCATMARK
+        libc::FIONBIO | libc::FIONREAD | libc::TIOCOUTQ | SIOCOUTQNSD | SIOCATMARK
     ) || argument.is_null()
     {
         return None;
@@ -101,12 +123,12 @@ pub(crate) unsafe fn ioctl(
         hold_listener(fd, &socket);
         return Some(result);
     }
-    let (readable, unsent) = stream::queued(fd)?;
+    let queued = stream::queued(fd)?;
     let answer = match request {
-        libc::FIONREAD => readable,
-        libc::TIOCOUTQ => unsent,
-        // Urgent data never arrives over the SAN.
-        _ => 0,
+        libc::FIONREAD => queued.readable,
+        libc::TIOCOUTQ => queued.unsent,
+        SIOCOUTQNSD => queued.unposted,
+        _ => usize::from(queued.is_at_mark),
     };
     let answer = c_int::try_from(answer).unwrap_or(c_int::MAX);
     // SAFETY: an int by the caller's promise.
@@ -114,8 +136,12 @@ pub(crate) unsafe fn ioctl(
     Some(Ok(()))
 }
 
-/// The at-mark request, as in `asm-generic/sockios.h`.
+// As in `asm-generic/sockios.h`, `linux/sockios.h` and `asm-generic/fcntl.h`.
+const FIOSETOWN: libc::c_ulong = 0x8901;
+const SIOCSPGRP: libc::c_ulong = 0x8902;
 const SIOCATMARK: libc::c_ulong = 0x8905;
+const SIOCOUTQNSD: libc::c_ulong = 0x894B;
+const F_SETOWN_EX: c_int = 15;
 
 fn known(fd: c_int) -> Option<(&'static Runtime, Arc<SwitchSocket>)> {
     let runtime = runtime::get()?;

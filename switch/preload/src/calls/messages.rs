@@ -21,18 +21,104 @@ pub(crate) unsafe fn parts(message: *const msghdr) -> (*const iovec, usize) {
     (message.msg_iov.cast_const(), message.msg_iovlen)
 }
 
-/// After a receive on a connection: it has no name, no control data and no flags.
+/// After a receive of so many bytes on a connection: it has no name, and no control data but what `TCP_INQ` asks for.
 ///
 /// # Safety
 /// `message` is as of `recvmsg`.
-pub(crate) unsafe fn nothing_else(message: *mut msghdr) {
+pub(crate) unsafe fn received(fd: c_int, message: *mut msghdr, flags: c_int, count: usize) {
     // SAFETY: by the caller's promise.
     let mut header = unsafe { message.read_unaligned() };
+    let left = (header.msg_controllen > 0)
+        .then(|| stream::left_if_asked(fd))
+        .flatten();
     header.msg_namelen = 0;
-    header.msg_controllen = 0;
-    header.msg_flags = 0;
+    header.msg_flags = match (flags & libc::MSG_OOB != 0, count) {
+        (false, _) => 0,
+        (true, 0) => libc::MSG_OOB | libc::MSG_TRUNC,
+        (true, _) => libc::MSG_OOB,
+    };
+    match left {
+        // SAFETY: the program's control data, of the length it says.
+        Some(left) => unsafe {
+            put_control(
+                &mut header,
+                (libc::SOL_TCP, TCP_CM_INQ),
+                &left.to_ne_bytes(),
+            );
+        },
+        None => header.msg_controllen = 0,
+    }
     // SAFETY: as above.
     unsafe { message.write_unaligned(header) };
+}
+
+/// `TCP_CM_INQ` of linux/tcp.h.
+const TCP_CM_INQ: c_int = 36;
+
+/// Writes one piece of control data, cut at the room as the kernel cuts it.
+///
+/// # Safety
+/// `header` has the program's control data, writable for the length it says.
+pub(crate) unsafe fn put_control(header: &mut msghdr, (level, kind): (c_int, c_int), data: &[u8]) {
+    let len = u32::try_from(data.len()).unwrap_or(0);
+    // SAFETY: takes no pointer.
+    let whole = unsafe { libc::CMSG_LEN(len) } as usize;
+    // SAFETY: as above.
+    let space = unsafe { libc::CMSG_SPACE(len) } as usize;
+    let control = header.msg_control.cast::<libc::cmsghdr>();
+    if control.is_null() || header.msg_controllen < size_of::<libc::cmsghdr>() {
+        header.msg_flags |= libc::MSG_CTRUNC;
+        header.msg_controllen = 0;
+        return;
+    }
+    if header.msg_controllen < whole {
+        header.msg_flags |= libc::MSG_CTRUNC;
+    }
+    let written = whole.min(header.msg_controllen);
+    // SAFETY: zeros are a header.
+    let mut head: libc::cmsghdr = unsafe { core::mem::zeroed() };
+    (head.cmsg_len, head.cmsg_level, head.cmsg_type) = (written, level, kind);
+    // SAFETY: there is room for a header, checked above.
+    unsafe { control.write_unaligned(head) };
+    let room = written - size_of::<libc::cmsghdr>();
+    let behind = control.wrapping_add(1).cast::<u8>();
+    // SAFETY: behind the header, inside the room.
+    unsafe { core::ptr::copy_nonoverlapping(data.as_ptr(), behind, room.min(data.len())) };
+    header.msg_controllen = space.min(header.msg_controllen);
+}
+
+/// Whether parts are no bytes at all.
+///
+/// # Safety
+/// `parts` has `count` elements.
+pub(crate) unsafe fn is_nothing(parts: *const iovec, count: usize) -> bool {
+    (0..count.min(1024)).all(|index| {
+        // SAFETY: by the caller's promise.
+        let part = unsafe { parts.add(index) };
+        // SAFETY: as above.
+        unsafe { part.read_unaligned() }.iov_len == 0
+    })
+}
+
+/// When a call with this time limit ends, on CLOCK_MONOTONIC.
+///
+/// # Errors
+/// `EINVAL`: no time.
+///
+/// # Safety
+/// `limit` is null or valid.
+pub(crate) unsafe fn end_of(limit: *const libc::timespec) -> Result<u64, Errno> {
+    if limit.is_null() {
+        return Ok(u64::MAX);
+    }
+    // SAFETY: by the caller's promise.
+    let limit = unsafe { limit.read_unaligned() };
+    match (u64::try_from(limit.tv_sec), u64::try_from(limit.tv_nsec)) {
+        (Ok(seconds), Ok(ns @ 0..1_000_000_000)) => Ok(switch::outcome::now_ns()
+            .saturating_add(seconds.saturating_mul(1_000_000_000))
+            .saturating_add(ns)),
+        _ => Err(libc::EINVAL),
+    }
 }
 
 /// A receive on a connection tells no name.

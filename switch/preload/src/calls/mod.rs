@@ -9,6 +9,7 @@ pub(crate) mod descriptors;
 pub(crate) mod hosts;
 pub(crate) mod messages;
 pub(crate) mod names;
+pub(crate) mod notices;
 pub(crate) mod options;
 pub(crate) mod readiness;
 pub(crate) mod stream;

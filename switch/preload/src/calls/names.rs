@@ -440,6 +440,18 @@ pub(crate) fn connect_ended(fd: c_int, to: &Destinations, errno: Errno) {
     }
 }
 
+/// Whether the room for a name is negative, which the kernel refuses.
+///
+/// # Safety
+/// `name` and `len` are as of `getsockname`.
+pub(crate) unsafe fn has_no_room(name: *const sockaddr, len: *const socklen_t) -> bool {
+    if name.is_null() || len.is_null() {
+        return false;
+    }
+    // SAFETY: by the caller's promise.
+    unsafe { len.read_unaligned() }.cast_signed() < 0
+}
+
 /// Own name, or `None` for the real function.
 ///
 /// # Safety
@@ -450,6 +462,10 @@ pub(crate) unsafe fn local(
     len: *mut socklen_t,
 ) -> Option<Result<(), Errno>> {
     let (runtime, slot) = slot(fd)?;
+    // SAFETY: by the caller's promise.
+    if unsafe { has_no_room(name, len) } {
+        return Some(Err(libc::EINVAL));
+    }
     let local = match slot.socket() {
         Some(socket) => runtime
             .tcp
@@ -471,6 +487,10 @@ pub(crate) unsafe fn peer(
     len: *mut socklen_t,
 ) -> Option<Result<(), Errno>> {
     let (runtime, slot) = slot(fd)?;
+    // SAFETY: by the caller's promise.
+    if unsafe { has_no_room(name, len) } {
+        return Some(Err(libc::EINVAL));
+    }
     let peer = match slot.socket() {
         Some(socket) => {
             readiness::drive(&runtime.switch, socket);

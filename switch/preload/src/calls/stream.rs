@@ -3,7 +3,7 @@
 //! Place: data exports call [`step`] for descriptors whose slot says so, carry out its wait, and call again.
 //! Invariants: a [`Transfer`] is plain data. A call on a socket that turns out to be the kernel's ends in [`Step::Kernel`], and only
 //! before it has moved a byte. Blocking sends return when all was accepted, like the kernel's.
-//! Source: send(2), recv(2), socket(7). Leaves out: urgent data.
+//! Source: send(2), recv(2), socket(7).
 #![expect(unsafe_code, reason = "reads the program's iovecs")]
 
 use core::ffi::c_int;
@@ -133,7 +133,7 @@ impl Transfer {
             };
             let n = self.call(conn, &[part])?;
             moved += n;
-            if n < part.iov_len {
+            if n < part.iov_len || self.meets_mark(conn) {
                 return Ok(moved);
             }
             (skip, index) = (0, index + 1);
@@ -144,9 +144,14 @@ impl Transfer {
         self.call(conn, &[])
     }
 
+    /// Whether a receive that has got something must end here: urgent data follows.
+    fn meets_mark(&self, conn: &Conn) -> bool {
+        self.way == Way::Receive && conn.is_at_mark()
+    }
+
     fn call(&self, conn: &Conn, parts: &[iovec]) -> Result<usize, Errno> {
         match self.way {
-            Way::Send => conn.send(parts, self.flags & libc::MSG_OOB),
+            Way::Send => conn.send(parts, self.flags & (libc::MSG_OOB | libc::MSG_MORE)),
             Way::Receive => {
                 let known = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_TRUNC;
                 conn.recv(parts, self.flags & known)
@@ -169,7 +174,13 @@ impl Transfer {
             }
             match (self.way, result) {
                 (_, Err(libc::EAGAIN)) => return None,
-                (_, Err(_)) if self.done > 0 => return Some(Step::Done(self.done)),
+                (way, Err(errno)) if self.done > 0 => {
+                    // What was moved is the answer; the next call hears of the error.
+                    if way == Way::Receive || errno != libc::EPIPE {
+                        conn.restore_error(errno);
+                    }
+                    return Some(Step::Done(self.done));
+                }
                 (Way::Send, Err(libc::EPIPE)) => {
                     if !self.has(libc::MSG_NOSIGNAL) {
                         sys::raise(libc::SIGPIPE);
@@ -180,6 +191,9 @@ impl Transfer {
                 (Way::Send, Ok(n)) => {
                     self.done += n;
                     if self.done == self.total {
+                        if self.has(libc::MSG_ZEROCOPY) && n > 0 && wants_notices(slot) {
+                            conn.note_zerocopy();
+                        }
                         return Some(Step::Done(self.done));
                     }
                     if n == 0 {
@@ -188,12 +202,16 @@ impl Transfer {
                 }
                 // As in the kernel, a receive of nothing waits for something.
                 (Way::Receive, Ok(0))
-                    if self.total == 0 && conn.readable_bytes() == 0 && !conn.is_final() =>
+                    if self.total == 0
+                        && !self.has(libc::MSG_OOB)
+                        && conn.readable_bytes() == 0
+                        && !conn.is_final() =>
                 {
                     return None;
                 }
                 (Way::Receive, Ok(n)) => {
-                    let is_final = n == 0 || conn.is_final();
+                    let is_final =
+                        n == 0 || conn.is_final() || self.has(libc::MSG_OOB) || conn.is_at_mark();
                     if self.has(libc::MSG_PEEK) && self.has(libc::MSG_WAITALL) {
                         // What was peeked at is peeked at again.
                         return (n == self.total || is_final).then_some(Step::Done(n));
@@ -291,6 +309,46 @@ fn on_connection(
     Step::Wait
 }
 
+/// Bytes that a send on `fd` would take now, after the error that it would give; `None` for the kernel.
+pub(crate) fn send_room(fd: c_int) -> Option<Result<usize, Errno>> {
+    let slot = TABLE.get(fd)?;
+    let socket = slot.socket()?;
+    if socket.stage() != Stage::SanConnected {
+        return None;
+    }
+    let conn = socket.conn()?;
+    conn.progress();
+    let room = conn.send_room();
+    if matches!(room, Err(libc::EPIPE)) {
+        sys::raise(libc::SIGPIPE);
+    }
+    Some(room)
+}
+
+/// Whether calls on `fd` do not wait.
+pub(crate) fn is_nonblocking(fd: c_int) -> bool {
+    let slot = TABLE.get(fd);
+    slot.and_then(|slot| slot.socket().map(|s| s.is_nonblocking()))
+        .unwrap_or(false)
+}
+
+/// Bytes left to read, if the program wants to be told with each message (`TCP_INQ`).
+pub(crate) fn left_if_asked(fd: c_int) -> Option<c_int> {
+    let asks = TABLE
+        .get(fd)?
+        .socket()?
+        .int_option(libc::SOL_TCP, libc::TCP_INQ)
+        == Some(1);
+    let left = queued(fd).filter(|_| asks)?.readable;
+    Some(c_int::try_from(left).unwrap_or(c_int::MAX))
+}
+
+/// Whether the program wants to hear when its zero-copy sends are done.
+fn wants_notices(slot: &SlotRef<'_>) -> bool {
+    let socket = slot.socket();
+    socket.is_some_and(|s| s.int_option(libc::SOL_SOCKET, libc::SO_ZEROCOPY) == Some(1))
+}
+
 /// What the call leaves undone is the service thread's.
 fn leave(conn: &Conn) {
     if conn.leave() {
@@ -317,8 +375,20 @@ pub(crate) fn woken(transfer: &mut Transfer, errno: Errno) -> Option<Step> {
         .then(|| transfer.cut_short(libc::EINTR))
 }
 
-/// Bytes to read and bytes unsent, for `FIONREAD` and `SIOCOUTQ`; `None` for the kernel.
-pub(crate) fn queued(fd: c_int) -> Option<(usize, usize)> {
+/// What lies in the two queues of a connection.
+pub(crate) struct Queued {
+    /// `FIONREAD`.
+    pub(crate) readable: usize,
+    /// `SIOCOUTQ`.
+    pub(crate) unsent: usize,
+    /// `SIOCOUTQNSD`.
+    pub(crate) unposted: usize,
+    /// `SIOCATMARK`.
+    pub(crate) is_at_mark: bool,
+}
+
+/// What lies in the queues of the connection behind `fd`; `None` for the kernel.
+pub(crate) fn queued(fd: c_int) -> Option<Queued> {
     let slot = TABLE.get(fd)?;
     let socket = slot.socket()?;
     if socket.stage() != Stage::SanConnected {
@@ -326,5 +396,10 @@ pub(crate) fn queued(fd: c_int) -> Option<(usize, usize)> {
     }
     let conn = socket.conn()?;
     conn.progress();
-    Some((conn.readable_bytes(), conn.unsent_bytes()))
+    Some(Queued {
+        readable: conn.inquired_bytes(),
+        unsent: conn.unsent_bytes(),
+        unposted: conn.unposted_bytes(),
+        is_at_mark: conn.is_at_mark(),
+    })
 }

@@ -10,7 +10,7 @@ use switch::Errno;
 
 use super::{exports, real, sleep, with_program};
 use crate::calls::stream::{self, Step, Transfer, Way};
-use crate::calls::{datagrams, guarded, messages, traffic};
+use crate::calls::{datagrams, guarded, messages, notices, traffic};
 use crate::errno;
 
 /// Counts bytes that the kernel sent.
@@ -87,6 +87,14 @@ pub(super) fn carry(
     }
 }
 
+/// A message of too many parts has an error of its own.
+fn too_many(count: usize, result: Result<usize, Errno>) -> Result<usize, Errno> {
+    if count > libc::UIO_MAXIOV.unsigned_abs() as usize {
+        return Err(libc::EMSGSIZE);
+    }
+    result
+}
+
 fn finish(result: Result<usize, Errno>) -> ssize_t {
     errno::answer(result)
 }
@@ -114,7 +122,7 @@ exports! {
         if stream::concerns(fd) {
             let (parts, count) = with_program!(messages::parts(message));
             if let Some(result) = carry(fd, Way::Send, parts, count, flags) {
-                return finish(result);
+                return finish(too_many(count, result));
             }
         }
         if let Some(name) = with_program!(datagrams::name_of(fd, message))
@@ -151,6 +159,9 @@ exports! {
     }
 
     fn recv(fd: c_int, bytes: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
+        if flags & libc::MSG_ERRQUEUE != 0 && let Some(result) = notices::drop_next(fd) {
+            return finish(result);
+        }
         carried_bytes!(fd, Way::Receive, bytes.cast_const(), len, flags);
         receiving!(fd, real!(recv(fd, bytes, len, flags)))
     }
@@ -163,6 +174,9 @@ exports! {
     }
 
     fn recvfrom(fd: c_int, bytes: *mut c_void, len: size_t, flags: c_int, name: *mut sockaddr, name_len: *mut socklen_t) -> ssize_t {
+        if flags & libc::MSG_ERRQUEUE != 0 && let Some(result) = notices::drop_next(fd) {
+            return finish(result);
+        }
         if stream::concerns(fd) {
             let part = iovec { iov_base: bytes, iov_len: len };
             if let Some(result) = carry(fd, Way::Receive, &raw const part, 1, flags) {
@@ -189,13 +203,16 @@ exports! {
     }
 
     fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
-        if stream::concerns(fd) && flags & libc::MSG_ERRQUEUE == 0 {
+        if flags & libc::MSG_ERRQUEUE != 0 && let Some(result) = with_program!(notices::next(fd, message)) {
+            return finish(result);
+        }
+        if stream::concerns(fd) {
             let (parts, count) = with_program!(messages::parts(message));
             if let Some(result) = carry(fd, Way::Receive, parts, count, flags) {
-                if result.is_ok() {
-                    with_program!(messages::nothing_else(message));
+                if let Ok(received) = result {
+                    with_program!(messages::received(fd, message, flags, received));
                 }
-                return finish(result);
+                return finish(too_many(count, result));
             }
         }
         let result = real!(recvmsg(fd, message, flags));
@@ -208,6 +225,10 @@ exports! {
 
     fn recvmmsg(fd: c_int, array: *mut mmsghdr, count: c_uint, flags: c_int, timeout: *mut timespec) -> c_int {
         if stream::concerns(fd) {
+            let end_ns = match with_program!(messages::end_of(timeout)) {
+                Ok(end_ns) => end_ns,
+                Err(errno) => return errno::answer_int(Err(errno)),
+            };
             let mut received = 0;
             while received < count {
                 let message = with_program!(messages::at(array, received));
@@ -221,7 +242,8 @@ exports! {
                 }
                 with_program!(messages::set_len(array, received, result));
                 received += 1;
-                if result == 0 {
+                // As in the kernel, the time is looked at between messages only.
+                if result == 0 || switch::outcome::now_ns() >= end_ns {
                     break;
                 }
             }
@@ -236,7 +258,12 @@ exports! {
     }
 
     fn read(fd: c_int, bytes: *mut c_void, len: size_t) -> ssize_t {
-        carried_bytes!(fd, Way::Receive, bytes.cast_const(), len, 0);
+        // A read of nothing never waits; a receive of nothing does.
+        if len > 0 {
+            carried_bytes!(fd, Way::Receive, bytes.cast_const(), len, 0);
+        } else if stream::concerns(fd) {
+            return 0;
+        }
         receiving!(fd, real!(read(fd, bytes, len)))
     }
 
@@ -264,6 +291,9 @@ exports! {
 
     fn readv(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
         if let Ok(parts_count) = usize::try_from(count) {
+            if stream::concerns(fd) && with_program!(messages::is_nothing(parts, parts_count)) {
+                return 0;
+            }
             carried!(fd, Way::Receive, parts, parts_count, 0);
         }
         receiving!(fd, real!(readv(fd, parts, count)))
@@ -271,6 +301,9 @@ exports! {
 
     fn writev(fd: c_int, parts: *const iovec, count: c_int) -> ssize_t {
         if let Ok(parts_count) = usize::try_from(count) {
+            if stream::concerns(fd) && with_program!(messages::is_nothing(parts, parts_count)) {
+                return 0;
+            }
             carried!(fd, Way::Send, parts, parts_count, 0);
         }
         sending!(fd, real!(writev(fd, parts, count)))
@@ -278,6 +311,10 @@ exports! {
 
     fn preadv2(fd: c_int, parts: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
         if stream::concerns(fd) {
+            if offset == -1 {
+                // SAFETY: as of `readv`, which it is at this offset.
+                return unsafe { readv(fd, parts, count) };
+            }
             return finish(Err(libc::ESPIPE));
         }
         real!(preadv2(fd, parts, count, offset, flags))
@@ -285,6 +322,10 @@ exports! {
 
     fn pwritev2(fd: c_int, parts: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
         if stream::concerns(fd) {
+            if offset == -1 {
+                // SAFETY: as of `writev`, which it is at this offset.
+                return unsafe { writev(fd, parts, count) };
+            }
             return finish(Err(libc::ESPIPE));
         }
         real!(pwritev2(fd, parts, count, offset, flags))

@@ -1,10 +1,9 @@
 //! Exports: calls between sockets and files.
 //!
-//! Invariants: on a connection that the SAN carries, what is not carried is refused, as the kernel refuses it for files it cannot
-//! splice: programs fall back to read and write.
+//! Invariants: the file moves on by what was sent.
 #![expect(unsafe_code, reason = "exports with the C library's names")]
 
-use core::ffi::{c_int, c_uint};
+use core::ffi::c_int;
 
 use libc::{iovec, off_t, size_t, ssize_t};
 
@@ -58,15 +57,5 @@ exports! {
     fn sendfile64(to: c_int, from: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
         // SAFETY: as of `sendfile`: the offsets have one size on the supported architectures.
         unsafe { sendfile(to, from, offset, count) }
-    }
-
-    fn splice(from: c_int, from_offset: *mut off_t, to: c_int, to_offset: *mut off_t, len: size_t, flags: c_uint) -> ssize_t {
-        if stream::concerns(from) || stream::concerns(to) {
-            return errno::answer(Err(libc::EINVAL));
-        }
-        let result = real!(splice(from, from_offset, to, to_offset, len, flags));
-        traffic::moved(to, result, 0);
-        traffic::moved(from, 0, result);
-        result
     }
 }

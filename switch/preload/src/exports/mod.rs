@@ -11,6 +11,7 @@ mod names;
 mod outside;
 mod ready;
 mod signals;
+mod splice;
 
 use crate::calls::guarded;
 use crate::errno;

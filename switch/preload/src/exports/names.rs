@@ -45,6 +45,9 @@ exports! {
         if runtime::get().is_none() {
             return real!(accept4(fd, name, len, flags));
         }
+        if with_program!(names::has_no_room(name, len)) {
+            return errno::answer_int(Err(libc::EINVAL));
+        }
         if stream::concerns(fd) {
             let mut wait = Wait::new();
             loop {
@@ -153,9 +156,8 @@ exports! {
     }
 
     fn sockatmark(fd: c_int) -> c_int {
-        // Urgent data never arrives over the SAN.
-        if stream::concerns(fd) {
-            return 0;
+        if let Some(queued) = kept(|| stream::queued(fd)) {
+            return c_int::from(queued.is_at_mark);
         }
         real!(sockatmark(fd))
     }

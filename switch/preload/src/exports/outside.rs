@@ -7,7 +7,7 @@ use core::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
 
 use libc::size_t;
 
-use super::{data, descriptors, exports, files, names, ready, real};
+use super::{data, descriptors, exports, files, names, ready, real, splice};
 use crate::{errno, runtime};
 
 /// The answer to every way into io_uring; liburing's functions return it negative.
@@ -52,7 +52,7 @@ exports! {
                 libc::SYS_recvmsg => data::recvmsg(int(a), pointer(b).cast(), int(c)),
                 libc::SYS_sendmmsg => data::sendmmsg(int(a), pointer(b).cast(), uint(c), int(d)) as isize,
                 libc::SYS_sendfile => files::sendfile(int(a), int(b), pointer(c).cast(), d),
-                libc::SYS_splice => files::splice(int(a), pointer(b).cast(), int(c), pointer(d).cast(), e, uint(f)),
+                libc::SYS_splice => splice::splice(int(a), pointer(b).cast(), int(c), pointer(d).cast(), e, uint(f)),
                 libc::SYS_shutdown => names::shutdown(int(a), int(b)) as isize,
                 libc::SYS_setsockopt => names::setsockopt(int(a), int(b), int(c), pointer(d), uint(e)) as isize,
                 libc::SYS_getsockopt => names::getsockopt(int(a), int(b), int(c), pointer(d), pointer(e).cast()) as isize,

@@ -275,16 +275,3 @@ fn waitall_knows_when_no_more_can_come() {
     settle(&[&a, &b]);
     assert!(b.is_final());
 }
-
-#[test]
-fn urgent_data_is_refused() {
-    let world = DoubleWorld::new();
-    let (a, _b) = world.pair();
-    assert_eq!(recv_flags(&a, 1, libc::MSG_OOB), Err(libc::EOPNOTSUPP));
-    let mut byte = [1_u8];
-    let iov = libc::iovec {
-        iov_base: byte.as_mut_ptr().cast(),
-        iov_len: 1,
-    };
-    assert_eq!(a.send(&[iov], libc::MSG_OOB), Err(libc::EOPNOTSUPP));
-}

@@ -48,10 +48,19 @@ fn decode(bytes: &[u8]) -> Result<Message, Malformed> {
 fn every_kind_comes_back_as_it_was_sent() {
     let with = |h: Header, payload: usize| [h.encode().to_vec(), vec![7; payload]].concat();
     for (bytes, body) in [
-        (with(header(kind::DATA, 3), 3), Body::Data { len: 3 }),
+        (
+            with(header(kind::DATA, 3), 3),
+            Body::Data {
+                len: 3,
+                is_urgent: false,
+            },
+        ),
         (
             with(header(kind::DATA, 16_384), 16_384),
-            Body::Data { len: 16_384 },
+            Body::Data {
+                len: 16_384,
+                is_urgent: false,
+            },
         ),
         (with(header(kind::CREDIT, 0), 0), Body::Credit),
         (with(header(kind::FIN, 0), 0), Body::Fin),
@@ -227,7 +236,7 @@ proptest! {
     /// Nothing panics, and what is accepted is within bounds.
     #[test]
     fn random_bytes_are_refused_or_within_bounds(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-        if let Ok(Message { body: Body::Data { len }, .. }) = decode(&bytes) {
+        if let Ok(Message { body: Body::Data { len, .. }, .. }) = decode(&bytes) {
             prop_assert_eq!(len as usize, bytes.len() - HEADER_LEN);
         }
     }

@@ -11,4 +11,5 @@ mod message;
 mod nic;
 mod orphan;
 mod stream;
+mod urgent;
 mod world;
