@@ -58,6 +58,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 impl Lab {
     /// A world for the test of this name.
     pub(crate) fn new(test: &str) -> Self {
+        Self::patient(test, PATIENCE)
+    }
+
+    /// A world for a test that may take longer.
+    pub(crate) fn patient(test: &str, patience: Duration) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // Short, because socket paths are.
@@ -65,7 +70,7 @@ impl Lab {
         let directory = std::env::temp_dir().join(name);
         std::fs::create_dir(&directory).unwrap();
         Self {
-            watchdog: Watchdog::start(test, &directory, PATIENCE),
+            watchdog: Watchdog::start(test, &directory, patience),
             directory,
         }
     }
