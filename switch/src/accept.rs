@@ -1,7 +1,7 @@
 //! Accepting: connections of providers are taken by the service step into the listener's queue, and by `accept` out of it.
 //!
 //! Place: `Switch::serve_listener` runs in the service step of any process that shares the listener; [`Switch::accept`] is the
-//! program's call. Invariants: a request is accepted while ready plus negotiating connections are below the backlog, else it stays
+//! program's call. Invariants: a request is accepted while ready plus negotiating connections are not above the backlog, else it stays
 //! with the provider; only a connection whose session is established is offered; the kernel's queue and the SAN's
 //! are asked in turn; every failure but the listener's own means: skip this request and go on.
 //! Source, OP-6.

@@ -121,11 +121,12 @@ impl Listening {
         i32::try_from(self.backlog.load(Ordering::Relaxed)).unwrap_or(DEFAULT_SOMAXCONN)
     }
 
-    fn set_backlog(&self, backlog: i32) {
-        let backlog = backlog.unsigned_abs();
+    /// Notes the backlog of the providers, and how many may wait here.
+    fn set_backlog(&self, backlog: i32, places: i32) {
         // Relaxed: as in `backlog`.
-        self.backlog.store(backlog, Ordering::Relaxed);
-        self.queue.lock().set_limit(backlog);
+        self.backlog
+            .store(backlog.unsigned_abs(), Ordering::Relaxed);
+        self.queue.lock().set_limit(places.unsigned_abs());
     }
 }
 
@@ -162,13 +163,14 @@ impl Switch {
             return Err(libc::EINVAL);
         }
         self.tcp.listen(socket.fd(), backlog)?;
+        let places = places(backlog);
         let backlog = effective_backlog(backlog);
         if let Some(listening) = state.listening.clone() {
             let Some(_open) = listening.hold_open() else {
                 return Ok(());
             };
             // a second listen changes the backlog.
-            listening.set_backlog(backlog);
+            listening.set_backlog(backlog, places);
             for c in listening.companions().iter_mut().filter(|c| !c.is_dead) {
                 if let Err(error) = listen_on(&c.companion, backlog) {
                     c.companion.provider.note(error);
@@ -228,7 +230,7 @@ impl Switch {
             driven: AtomicU32::new(0),
             driven_seen: AtomicU32::new(0),
         });
-        listening.set_backlog(backlog);
+        listening.set_backlog(backlog, places);
         state.listening = Some(listening);
         socket.enter(Stage::SanListening);
         let mut registry = self.lock_registry();
@@ -318,6 +320,16 @@ fn effective_backlog(backlog: i32) -> i32 {
         most
     } else {
         backlog.clamp(1, most)
+    }
+}
+
+/// How many connections may wait for a backlog: the kernel's queue is full when there are more than that, so one more.
+fn places(backlog: i32) -> i32 {
+    let most = somaxconn().min(MAX_BACKLOG.cast_signed());
+    if (0..most).contains(&backlog) {
+        backlog + 1
+    } else {
+        most
     }
 }
 
