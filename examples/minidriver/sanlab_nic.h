@@ -610,6 +610,7 @@ enum sanlab_admin_op {
     SANLAB_ADMIN_OP_QP_QUERY_ATTR = 0x30, /* Asks for a QP's attributes. (Named: qpn; results: QpSettings) */
     SANLAB_ADMIN_OP_CQ_RESIZE = 0x31, /* Moves a CQ to another ring. (CqResize; refused: result 0 Refusal) */
     SANLAB_ADMIN_OP_CQ_MODERATE = 0x32, /* Says when a CQ's interrupts come. (CqModerate; refused: result 0 Refusal) */
+    SANLAB_ADMIN_OP_CALL_FAULT = 0x40, /* Asks whether a provider call is to fail by a fault rule. (Named: ProviderCall; result 0: its WSA code, or 0) */
 };
 
 static inline const char *sanlab_admin_op_name(uint32_t value)
@@ -652,6 +653,7 @@ static inline const char *sanlab_admin_op_name(uint32_t value)
     case 0x30: return "QP_QUERY_ATTR";
     case 0x31: return "CQ_RESIZE";
     case 0x32: return "CQ_MODERATE";
+    case 0x40: return "CALL_FAULT";
     default: return "unknown";
     }
 }
@@ -686,6 +688,34 @@ static inline const char *sanlab_admin_status_name(uint32_t value)
     case 0x5f: return "UNSUPPORTED";
     case 0x63: return "BAD_NODE_ADDRESS";
     case 0x6b: return "BAD_STATE";
+    default: return "unknown";
+    }
+}
+
+/* ---- ProviderCall: numbers of 8 bits ---- */
+
+enum sanlab_provider_call {
+    SANLAB_PROVIDER_CALL_WSP_SOCKET = 0x0, /* WSPSocket */
+    SANLAB_PROVIDER_CALL_WSP_BIND = 0x1, /* WSPBind */
+    SANLAB_PROVIDER_CALL_WSP_LISTEN = 0x2, /* WSPListen */
+    SANLAB_PROVIDER_CALL_WSP_EVENT_SELECT = 0x3, /* WSPEventSelect */
+    SANLAB_PROVIDER_CALL_WSP_ACCEPT = 0x4, /* WSPAccept */
+    SANLAB_PROVIDER_CALL_WSP_CONNECT = 0x5, /* WSPConnect */
+    SANLAB_PROVIDER_CALL_WSP_SET_SOCK_OPT = 0x6, /* WSPSetSockOpt */
+    SANLAB_PROVIDER_CALL_WSP_GET_SOCK_OPT = 0x7, /* WSPGetSockOpt */
+};
+
+static inline const char *sanlab_provider_call_name(uint32_t value)
+{
+    switch (value) {
+    case 0x0: return "WSP_SOCKET";
+    case 0x1: return "WSP_BIND";
+    case 0x2: return "WSP_LISTEN";
+    case 0x3: return "WSP_EVENT_SELECT";
+    case 0x4: return "WSP_ACCEPT";
+    case 0x5: return "WSP_CONNECT";
+    case 0x6: return "WSP_SET_SOCK_OPT";
+    case 0x7: return "WSP_GET_SOCK_OPT";
     default: return "unknown";
     }
 }
@@ -810,14 +840,16 @@ struct sanlab_summary {
     uint32_t parked; /* 1 while it sleeps or is about to; a client that sees it kicks */
     uint32_t generation; /* Reset generation of the function */
     uint32_t failed; /* 1 once the function is FAILED or its fabric is going away */
-    uint32_t reserved[13]; /* Zero */
+    uint32_t call_faults; /* A bit for each ProviderCall that may have to fail, to be asked by CALL_FAULT */
+    uint32_t reserved[12]; /* Zero */
 };
 static_assert(sizeof(struct sanlab_summary) == 128, "sanlab_summary");
 static_assert(offsetof(struct sanlab_summary, dirty) == 0, "sanlab_summary.dirty");
 static_assert(offsetof(struct sanlab_summary, parked) == 64, "sanlab_summary.parked");
 static_assert(offsetof(struct sanlab_summary, generation) == 68, "sanlab_summary.generation");
 static_assert(offsetof(struct sanlab_summary, failed) == 72, "sanlab_summary.failed");
-static_assert(offsetof(struct sanlab_summary, reserved) == 76, "sanlab_summary.reserved");
+static_assert(offsetof(struct sanlab_summary, call_faults) == 76, "sanlab_summary.call_faults");
+static_assert(offsetof(struct sanlab_summary, reserved) == 80, "sanlab_summary.reserved");
 
 /* UarHead, 512 bytes */
 struct sanlab_uar_head {

@@ -142,6 +142,30 @@ codes! {
         CQ_RESIZE = 49,
         /// Says when a CQ's interrupts come. ([`CqModerate`]; refused: result 0 [`Refusal`])
         CQ_MODERATE = 50,
+        /// Asks whether a provider call is to fail by a fault rule. ([`Named`]: [`ProviderCall`]; result 0: its WSA code, or 0)
+        CALL_FAULT = 64,
+    }
+}
+
+codes! {
+    /// Call of a service provider, as CALL_FAULT names it and as a bit in `call_faults`. Source: Windows Sockets Direct by name; numbers ours.
+    ProviderCall(u8) {
+        /// WSPSocket.
+        WSP_SOCKET = 0,
+        /// WSPBind.
+        WSP_BIND = 1,
+        /// WSPListen.
+        WSP_LISTEN = 2,
+        /// WSPEventSelect.
+        WSP_EVENT_SELECT = 3,
+        /// WSPAccept.
+        WSP_ACCEPT = 4,
+        /// WSPConnect.
+        WSP_CONNECT = 5,
+        /// WSPSetSockOpt.
+        WSP_SET_SOCK_OPT = 6,
+        /// WSPGetSockOpt.
+        WSP_GET_SOCK_OPT = 7,
     }
 }
 

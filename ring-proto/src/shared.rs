@@ -91,6 +91,12 @@ impl Bar2 {
         self.u32_at(72)
     }
 
+    /// Provider calls that a fault rule may be about.
+    #[must_use]
+    pub fn call_faults(&self) -> &AtomicU32 {
+        self.u32_at(76)
+    }
+
     /// Live generation of a holder slot; slots past the table share its last word, which stays 0.
     #[must_use]
     pub fn holder_generation(&self, slot: u32) -> &AtomicU32 {

@@ -102,7 +102,7 @@ macro_rules! structures {
 #[must_use]
 pub fn structures() -> Vec<Structure> {
     structures! {
-        "Summary": uar::Summary { dirty, parked, generation, failed, reserved }
+        "Summary": uar::Summary { dirty, parked, generation, failed, call_faults, reserved }
         "UarHead": uar::UarHead { dirty, reserved, mode }
         "DoorbellLine": uar::DoorbellLine {
             sq_producer, rq_producer, cq_consumer, srq_producer, arm_vectors, arm_sequence, spare, srq_limit, reserved,
@@ -204,6 +204,7 @@ pub fn codes() -> Vec<Codes> {
         eqe::CmStatus,
         admin::AdminOp,
         admin::AdminStatus,
+        admin::ProviderCall,
     );
     codes.push(Codes::new(
         "Reason",

@@ -48,8 +48,10 @@ pub struct Summary {
     pub generation: u32,
     /// NIC: 1 once the function is FAILED or its fabric is going away.
     pub failed: u32,
+    /// NIC: a bit for each [`crate::admin::ProviderCall`] that may have to fail, to be asked by CALL_FAULT.
+    pub call_faults: u32,
     /// Zero.
-    pub reserved: [u32; 13],
+    pub reserved: [u32; 12],
 }
 
 /// First page of a UAR.

@@ -15,6 +15,7 @@ mod completing;
 mod connect;
 mod data;
 mod events;
+mod fault;
 mod flight;
 mod ioctl;
 mod listen;
@@ -36,7 +37,7 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::{Arc, OnceLock};
 
-use ring_proto::admin::AdminStatus;
+use ring_proto::admin::{AdminStatus, ProviderCall};
 use ring_proto::sync::{AtomicU32, Ordering};
 
 use crate::error::AdminError;
@@ -202,14 +203,18 @@ impl ServiceProvider for SanProvider {
         flags: u32,
     ) -> Result<SpSocket, WsaError> {
         socket::check(family, socket_type, protocol, info, flags)?;
+        let (_, function) = self.core.open_own()?;
+        fault::pass(function, ProviderCall::WSP_SOCKET)?;
         self.core.create()
     }
 
     fn wsp_bind(&self, s: SpSocket, name: SocketAddrV4) -> Result<(), WsaError> {
+        self.core.pass(s, ProviderCall::WSP_BIND)?;
         self.core.bind(s, name)
     }
 
     fn wsp_listen(&self, s: SpSocket, backlog: i32) -> Result<(), WsaError> {
+        self.core.pass(s, ProviderCall::WSP_LISTEN)?;
         self.core.listen(s, backlog)
     }
 
@@ -219,6 +224,7 @@ impl ServiceProvider for SanProvider {
         event: Option<RawFd>,
         mask: u32,
     ) -> Result<(), WsaError> {
+        self.core.pass(s, ProviderCall::WSP_EVENT_SELECT)?;
         self.core.event_select(s, event, mask)
     }
 
@@ -235,10 +241,12 @@ impl ServiceProvider for SanProvider {
         s: SpSocket,
         condition: &mut dyn FnMut(&ConnectionRequest) -> Verdict,
     ) -> Result<Accepted, WsaError> {
+        self.core.pass(s, ProviderCall::WSP_ACCEPT)?;
         self.core.accept(s, condition)
     }
 
     fn wsp_connect(&self, s: SpSocket, name: SocketAddrV4) -> Result<(), WsaError> {
+        self.core.pass(s, ProviderCall::WSP_CONNECT)?;
         self.core.connect(s, name)
     }
 
@@ -280,6 +288,7 @@ impl ServiceProvider for SanProvider {
     }
 
     fn wsp_get_sock_opt(&self, s: SpSocket, level: i32, name: u32) -> Result<u32, WsaError> {
+        self.core.pass(s, ProviderCall::WSP_GET_SOCK_OPT)?;
         self.core.option(s, level, name)
     }
 
@@ -290,6 +299,7 @@ impl ServiceProvider for SanProvider {
         name: u32,
         value: &[u8],
     ) -> Result<(), WsaError> {
+        self.core.pass(s, ProviderCall::WSP_SET_SOCK_OPT)?;
         self.core.set_option(s, level, name, value)
     }
 

@@ -8,6 +8,7 @@ mod support;
 mod connecting;
 mod data;
 mod example;
+mod faults;
 mod memory;
 mod tables;
 mod verbs;

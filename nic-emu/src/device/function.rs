@@ -445,6 +445,7 @@ impl Device {
         }
         let seed = self.options.seed;
         let function = self.functions.add(|id| Function::new(id, node, seed))?;
+        self.publish_call_faults();
         self.validate_attached();
         Ok(function)
     }

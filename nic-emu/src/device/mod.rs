@@ -71,6 +71,7 @@ pub use counters::{Counters, NodeCounters};
 pub use error::DeviceError;
 pub use fault::{
     FaultAction, FaultError, FaultHit, FaultPoint, FaultReport, FaultRow, FaultRule, FaultWhen,
+    call_codes,
 };
 pub use fields::FieldError;
 pub use inspect::{

@@ -4,11 +4,12 @@ use std::os::fd::AsFd;
 
 use nic_emu::device::{FaultAction, FaultError, FaultPoint, FaultReport, FaultRule};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use ring_proto::admin::{AdminOp, QpModify};
+use ring_proto::admin::{AdminOp, AdminStatus, Named, ProviderCall, QpModify};
 use ring_proto::arm;
 use ring_proto::eqe::EventType;
 use ring_proto::ids::NodeId;
 use ring_proto::status::{Opcode, QpState, Syndrome, WcStatus};
+use ring_proto::sync::Ordering;
 
 use crate::client::{Client, Pair, Region, Send, Wc, full};
 use crate::packet::{MS, US, run, short_timeout, stream};
@@ -546,4 +547,49 @@ fn the_log_is_bounded() {
     assert_eq!((told.log.len(), told.log_lost), (1024, 76));
     assert_eq!(told.log[0].sequence, 76);
     assert_eq!(told.faults[0].fired, 1100);
+}
+
+fn ask(pair: &mut Pair, on_a: bool, call: u32) -> Result<u64, AdminStatus> {
+    let client = if on_a { &mut pair.a } else { &mut pair.b };
+    let body = Named {
+        id: call,
+        reserved: 0,
+    };
+    match client.admin(&mut pair.device, AdminOp::CALL_FAULT, body.to_body()) {
+        (AdminStatus::OK, [code, _]) => Ok(code),
+        (status, _) => Err(status),
+    }
+}
+
+#[test]
+fn provider_calls_learn_of_their_rules_by_the_summary_page() {
+    let mut pair = Pair::new();
+    let bind = u32::from(ProviderCall::WSP_BIND.0);
+    let shown = |client: &Client| client.bar.call_faults().load(Ordering::Relaxed);
+    assert_eq!((shown(&pair.a), ask(&mut pair, true, bind)), (0, Ok(0)));
+    let fail = FaultAction::Fail { code: 10048 };
+    let rule = FaultRule::new(FaultPoint::Call, fail).node("a");
+    let id = add(&mut pair, rule.clone().opcode("wsp_bind").nth(2));
+    assert_eq!((shown(&pair.a), shown(&pair.b)), (1 << bind, 0));
+    // A function that comes later sees it too.
+    let late = Client::attach(&mut pair.device, A);
+    assert_eq!(shown(&late), 1 << bind);
+    assert_eq!(ask(&mut pair, false, bind), Ok(0));
+    let connect = u32::from(ProviderCall::WSP_CONNECT.0);
+    assert_eq!(ask(&mut pair, true, connect), Ok(0));
+    assert_eq!(ask(&mut pair, true, bind), Ok(0));
+    assert_eq!(ask(&mut pair, true, bind), Ok(10048));
+    assert_eq!((shown(&pair.a), ask(&mut pair, true, bind)), (0, Ok(0)));
+    let told = pair.device.faults(Some(id));
+    assert_eq!(told.log[0].call.as_deref(), Some("wsp_bind"));
+    assert_eq!(told.log[0].opcode, None);
+    assert_eq!(told.faults[0].code.as_deref(), Some("WSAEADDRINUSE"));
+    let all = add(&mut pair, rule);
+    assert_eq!(shown(&pair.a), u32::MAX);
+    assert_eq!(ask(&mut pair, true, connect), Ok(10048));
+    for nonsense in [8, 31, 256, u32::MAX] {
+        assert_eq!(ask(&mut pair, true, nonsense), Err(AdminStatus::INVALID));
+    }
+    assert_eq!(pair.device.remove_fault(Some(all)), Ok(1));
+    assert_eq!(shown(&pair.a), 0);
 }

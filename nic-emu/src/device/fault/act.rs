@@ -42,7 +42,7 @@ pub(crate) struct Fate {
 
 impl Device {
     /// Asks the rules; a fault is logged here, and stands in the function's recorder.
-    fn meet_fault(
+    pub(super) fn meet_fault(
         &mut self,
         at: FaultPoint,
         place: u32,

@@ -6,13 +6,14 @@
 use ring_proto::status::WcStatus;
 use serde_json::{Map, Value};
 
+use super::call;
 use super::rule::{FaultAction, FaultPoint, FaultRule, FaultWhen, status_names};
 use crate::device::fields::{FieldError, Fields};
 
 /// Fields of a rule in the order of the page.
-const FIELDS: [&str; 13] = [
-    "at", "action", "node", "function", "qpn", "opcode", "nth", "every", "ppm", "count", "seed",
-    "delay_ns", "status",
+const FIELDS: [&str; 15] = [
+    "at", "action", "node", "function", "qpn", "opcode", "call", "nth", "every", "ppm", "count",
+    "seed", "delay_ns", "status", "code",
 ];
 
 impl FaultRule {
@@ -35,8 +36,20 @@ impl FaultRule {
         rule.function = fields.small("function", u32::MAX)?;
         rule.qpn = fields.small("qpn", u32::MAX)?;
         rule.opcode = fields
-            .text("opcode", "the name of an operation")?
+            .text(at.operation(), "the name of an operation")?
             .map(Into::into);
+        let other = if at == FaultPoint::Call {
+            "opcode"
+        } else {
+            "call"
+        };
+        if fields.has(other) {
+            return Err(FieldError::NotHere {
+                field: other,
+                place: format!("at {at}"),
+                allowed: at.operation().into(),
+            });
+        }
         rule.count = fields.number("count")?;
         rule.seed = fields.number("seed")?.unwrap_or(0);
         rule.when = when(&fields)?;
@@ -83,12 +96,29 @@ fn action(fields: &Fields<'_>, at: FaultPoint) -> Result<FaultAction, FieldError
         "nic_reset" => FaultAction::NicReset,
         "cq_overrun" => FaultAction::CqOverrun,
         "rnr" => FaultAction::Rnr,
+        "fail" => {
+            let Some(wanted) = fields.text("code", &call::code_names())? else {
+                return Err(FieldError::Missing {
+                    field: "code",
+                    allowed: call::code_names(),
+                });
+            };
+            let Some(code) = call::code_number(wanted) else {
+                let value = format!("{wanted:?}");
+                return Err(FieldError::value("code", value, call::code_names()));
+            };
+            FaultAction::Fail { code }
+        }
         _ => {
             let value = format!("{name:?} at {at}");
             return Err(FieldError::value("action", value, allowed));
         }
     };
-    for (field, needs) in [("delay_ns", "delay"), ("status", "status")] {
+    for (field, needs) in [
+        ("delay_ns", "delay"),
+        ("status", "status"),
+        ("code", "fail"),
+    ] {
         if name != needs && fields.has(field) {
             return Err(FieldError::NotHere {
                 field,
@@ -256,6 +286,31 @@ mod tests {
                 json!({"at": "interrupt", "action": "drop", "qpn": 1}),
                 "\"qpn\" means nothing at interrupt",
                 "function",
+            ),
+            (
+                json!({"at": "call", "action": "fail"}),
+                "\"code\" is missing",
+                "WSAENOBUFS",
+            ),
+            (
+                json!({"at": "call", "action": "fail", "code": "EPERM"}),
+                "\"code\" cannot be \"EPERM\"",
+                "WSAENOBUFS",
+            ),
+            (
+                json!({"at": "call", "action": "fail", "code": "WSAENOBUFS", "call": "wsp_dance"}),
+                "\"call\" cannot be \"wsp_dance\"",
+                "wsp_socket, wsp_bind",
+            ),
+            (
+                json!({"at": "call", "action": "fail", "code": "WSAENOBUFS", "opcode": "SEND"}),
+                "\"opcode\" means nothing at call",
+                "call",
+            ),
+            (
+                json!({"at": "packet", "action": "drop", "call": "wsp_bind"}),
+                "\"call\" means nothing at packet",
+                "opcode",
             ),
             (
                 json!({"at": "packet", "action": "drop", "qpn": 4_294_967_296_u64}),

@@ -14,10 +14,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 mod act;
+mod call;
 mod error;
 mod fields;
 mod rule;
 
+pub use call::call_codes;
 pub use error::FaultError;
 pub use rule::{FaultAction, FaultPoint, FaultRule, FaultWhen};
 
@@ -100,6 +102,10 @@ pub struct FaultRow {
     pub qpn: Option<u32>,
     /// Operation it is about.
     pub opcode: Option<String>,
+    /// Provider call it is about.
+    pub call: Option<String>,
+    /// Of `fail`.
+    pub code: Option<String>,
     /// The one occasion.
     pub nth: Option<u64>,
     /// Each so-manieth occasion.
@@ -143,6 +149,8 @@ pub struct FaultHit {
     pub qpn: Option<u32>,
     /// The operation, where there is one.
     pub opcode: Option<String>,
+    /// The provider call, where it is one.
+    pub call: Option<String>,
 }
 
 /// Every rule, and the latest faults.
@@ -237,6 +245,8 @@ impl Faults {
         rule.fired += 1;
         rule.last_ns = Some(now_ns);
         let (action, id) = (rule.rule.action, rule.id);
+        let is_call = what.at == FaultPoint::Call;
+        let name = what.at.opcode_name(what.opcode);
         let hit = FaultHit {
             sequence: self.logged,
             at_ns: now_ns,
@@ -247,7 +257,8 @@ impl Faults {
             node: String::new(),
             function: what.function.0,
             qpn: (what.qpn != 0).then_some(what.qpn),
-            opcode: what.at.opcode_name(what.opcode).map(Into::into),
+            opcode: name.filter(|_| !is_call).map(Into::into),
+            call: name.filter(|_| is_call).map(Into::into),
         };
         if self.log.len() == LOG {
             self.log.pop_front();
@@ -308,6 +319,7 @@ impl Device {
             last_ns: None,
         });
         self.faults.refresh();
+        self.publish_call_faults();
         Ok(id)
     }
 
@@ -353,6 +365,7 @@ impl Device {
         rules.retain(|rule| id.is_some_and(|id| id != rule.id));
         let removed = before - rules.len();
         self.faults.refresh();
+        self.publish_call_faults();
         Ok(removed)
     }
 
@@ -380,12 +393,14 @@ fn row(rule: &Rule) -> FaultRow {
         FaultWhen::Every(n) => every = Some(n),
         FaultWhen::Random { ppm: chance } => ppm = Some(chance),
     }
-    let (mut delay_ns, mut status) = (None, None);
+    let (mut delay_ns, mut status, mut code) = (None, None, None);
     match wanted.action {
         FaultAction::Delay { ns } => delay_ns = Some(ns),
         FaultAction::Status { status: chosen } => status = Some(chosen.to_string()),
+        FaultAction::Fail { code: chosen } => code = call::code_name(chosen).map(Into::into),
         _ => {}
     }
+    let is_call = wanted.at == FaultPoint::Call;
     FaultRow {
         id: rule.id,
         at: wanted.at.name().into(),
@@ -395,7 +410,9 @@ fn row(rule: &Rule) -> FaultRow {
         node: wanted.node.clone(),
         function: wanted.function,
         qpn: wanted.qpn,
-        opcode: wanted.opcode.clone(),
+        opcode: wanted.opcode.clone().filter(|_| !is_call),
+        call: wanted.opcode.clone().filter(|_| is_call),
+        code,
         nth,
         every,
         ppm,

@@ -8,6 +8,7 @@ use std::fmt;
 
 use ring_proto::status::{Opcode, WcOpcode, WcStatus};
 
+use super::call;
 use crate::device::fields::FieldError;
 
 macro_rules! named {
@@ -54,6 +55,8 @@ named! {
         Doorbell = "doorbell",
         /// Armed vectors of a function, as they are about to fire.
         Interrupt = "interrupt",
+        /// A call of the service provider, before it is done; [`FaultRule::opcode`] names the call.
+        Call = "call",
     }
 }
 
@@ -84,6 +87,11 @@ pub enum FaultAction {
     CqOverrun,
     /// The receiver is not ready.
     Rnr,
+    /// The call fails with this Windows Sockets code.
+    Fail {
+        /// One of [`super::call_codes`].
+        code: u32,
+    },
 }
 
 impl FaultAction {
@@ -100,6 +108,7 @@ impl FaultAction {
             Self::NicReset => "nic_reset",
             Self::CqOverrun => "cq_overrun",
             Self::Rnr => "rnr",
+            Self::Fail { .. } => "fail",
         }
     }
 }
@@ -135,7 +144,7 @@ pub struct FaultRule {
     pub function: Option<u32>,
     /// Number of the QP.
     pub qpn: Option<u32>,
-    /// Name of the operation.
+    /// Name of the operation, or of the provider call.
     pub opcode: Option<String>,
     /// Which occasions.
     pub when: FaultWhen,
@@ -170,6 +179,7 @@ impl FaultPoint {
                 "nic_reset",
             ],
             Self::Doorbell | Self::Interrupt => &["delay", "drop"],
+            Self::Call => &["fail"],
         }
     }
 
@@ -201,6 +211,7 @@ impl FaultPoint {
                 .iter()
                 .filter_map(|opcode| Some((opcode.name()?, opcode.0)))
                 .collect(),
+            Self::Call => call::CALLS.to_vec(),
             Self::Doorbell | Self::Interrupt => Vec::new(),
         }
     }
@@ -213,8 +224,16 @@ impl FaultPoint {
             .map(|(name, _)| name)
     }
 
+    /// Name of the field that names its operation.
+    pub(crate) const fn operation(self) -> &'static str {
+        match self {
+            Self::Call => "call",
+            _ => "opcode",
+        }
+    }
+
     const fn has_qpn(self) -> bool {
-        !matches!(self, Self::Interrupt)
+        !matches!(self, Self::Interrupt | Self::Call)
     }
 }
 
@@ -316,6 +335,11 @@ impl FaultRule {
         {
             return Err(FieldError::value("status", status, status_names()));
         }
+        if let FaultAction::Fail { code } = self.action
+            && call::code_name(code).is_none()
+        {
+            return Err(FieldError::value("code", code, call::code_names()));
+        }
         if self.qpn.is_some() && !at.has_qpn() {
             return Err(not_here("qpn", at, "node, function"));
         }
@@ -341,7 +365,7 @@ impl FaultRule {
         let Some(&(_, code)) = code else {
             let names: Vec<_> = all.iter().map(|&(name, _)| name).collect();
             let value = format!("{name:?} at {at}");
-            return Err(FieldError::value("opcode", value, names.join(", ")));
+            return Err(FieldError::value(at.operation(), value, names.join(", ")));
         };
         Ok(Some(code))
     }
