@@ -12,6 +12,8 @@ use clap::{Args, Parser, Subcommand};
 use nic_emu::device::PauseOn;
 use nic_emu::server::{Loopback, Sandbox};
 
+use crate::units;
+
 const OVERVIEW: &str = "Example, in two terminals:
   sanlab up
   sanlab run --node a -- python3 -m http.server 8000
@@ -43,6 +45,16 @@ pub(crate) enum Command {
     Run(Run),
     /// Show what the NICs and the connections of a cluster have done.
     Stat(Stat),
+    /// Show and change how packets fare between two nodes.
+    Link(Link),
+    /// Cut the link between two nodes, in both directions or in one.
+    Partition(LinkEnds),
+    /// Mend links that were cut.
+    Heal(Heal),
+    /// Take the port of a node's NIC down, or up again.
+    Port(Port),
+    /// Make chosen pieces of work fail.
+    Fault(Fault),
     /// Check what this machine allows, and say how to get the rest.
     Doctor(Doctor),
     /// The process that emulates a cluster.
@@ -183,6 +195,271 @@ pub(crate) struct Stat {
     /// Print again every second until Ctrl-C.
     #[arg(long, conflicts_with = "json")]
     pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sanlab link set a b --latency 1ms --loss 0.1%
+  sanlab link set 'a->b' --bandwidth '10 Mbit/s'       one direction
+  sanlab link show
+  sanlab link down a b
+
+Two names are both directions of a link, 'a->b' (quoted) or a:b is one.
+Links carry the SAN; what runs over TCP does not meet them.")]
+pub(crate) struct Link {
+    #[command(subcommand)]
+    pub(crate) command: LinkCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LinkCommand {
+    /// Show links that are or were anything but perfect, or the one that is named.
+    #[command(after_help = "Examples:
+  sanlab link show
+  sanlab link show a b --json | jq '.links[].counters'")]
+    Show(LinkShow),
+    /// Change what is given, and leave the rest.
+    #[command(after_help = "Examples:
+  sanlab link set a b --latency 1ms --jitter 200us --loss 0.1%
+  sanlab link set a:b --bandwidth '10 Mbit/s'
+  sanlab link set a b --perfect")]
+    Set(LinkSet),
+    /// Cut a link.
+    #[command(after_help = "Example:
+  sanlab link down a b")]
+    Down(LinkEnds),
+    /// Mend a link that was cut; what else it does to packets stays.
+    #[command(after_help = "Example:
+  sanlab link up a b")]
+    Up(LinkEnds),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LinkShow {
+    /// Two nodes, or a direction.
+    #[arg(value_name = "A B|A:B", num_args = 0..=2)]
+    pub(crate) ends: Vec<String>,
+    /// The cluster [default: the only one that runs].
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LinkSet {
+    /// Two nodes, or a direction.
+    #[arg(value_name = "A B|A:B", num_args = 1..=2, required = true)]
+    pub(crate) ends: Vec<String>,
+    /// Time on the way.
+    #[arg(long, value_name = "TIME", value_parser = units::time_ns)]
+    pub(crate) latency: Option<u64>,
+    /// Largest extra time on the way, drawn evenly; order is kept.
+    #[arg(long, value_name = "TIME", value_parser = units::time_ns)]
+    pub(crate) jitter: Option<u64>,
+    /// Packets lost.
+    #[arg(long, value_name = "SHARE", value_parser = units::share_ppm)]
+    pub(crate) loss: Option<u32>,
+    /// Packets held back so that later ones overtake them.
+    #[arg(long, value_name = "SHARE", value_parser = units::share_ppm)]
+    pub(crate) reorder: Option<u32>,
+    /// Longest time a packet is held back.
+    #[arg(long, value_name = "TIME", value_parser = units::time_ns)]
+    pub(crate) reorder_by: Option<u64>,
+    /// Packets that arrive twice.
+    #[arg(long, value_name = "SHARE", value_parser = units::share_ppm)]
+    pub(crate) duplicate: Option<u32>,
+    /// Packets that arrive damaged, which is found, and are sent again.
+    #[arg(long, value_name = "SHARE", value_parser = units::share_ppm)]
+    pub(crate) corrupt: Option<u32>,
+    /// Bits each second; 0 is without limit.
+    #[arg(long, value_name = "RATE", value_parser = units::rate_bps)]
+    pub(crate) bandwidth: Option<u64>,
+    /// Everything that is not given as on a perfect link, and not cut.
+    #[arg(long)]
+    pub(crate) perfect: bool,
+    /// The cluster [default: the only one that runs].
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Two names are both directions, 'a->b' (quoted) or a:b is one.")]
+pub(crate) struct LinkEnds {
+    /// Two nodes, or a direction.
+    #[arg(value_name = "A B|A:B", num_args = 1..=2, required = true)]
+    pub(crate) ends: Vec<String>,
+    /// The cluster [default: the only one that runs].
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sanlab partition a b; sleep 5; sanlab heal
+  sanlab heal a b")]
+pub(crate) struct Heal {
+    /// Two nodes, or a direction [default: every link that is cut].
+    #[arg(value_name = "A B|A:B", num_args = 0..=2)]
+    pub(crate) ends: Vec<String>,
+    /// The cluster [default: the only one that runs].
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  sanlab port b down
+
+Programs on the node go on; their NIC has no cable.")]
+pub(crate) struct Port {
+    /// The node.
+    pub(crate) node: String,
+    /// Whether anything passes.
+    pub(crate) state: PortState,
+    /// The cluster [default: the only one that runs].
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Of a port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum PortState {
+    /// Nothing passes.
+    Down,
+    /// As it was.
+    Up,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sanlab fault add packet drop --node a --chance 1%
+  sanlab fault add wqe status=REM_OP_ERR --node b --nth 100
+  sanlab fault add call fail=WSAENOBUFS --call wsp_bind --count 1
+  sanlab fault ls
+  sanlab fault rm 2
+
+Points, actions and fields: docs/control.md.")]
+pub(crate) struct Fault {
+    #[command(subcommand)]
+    pub(crate) command: FaultCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FaultCommand {
+    /// Put a rule in force.
+    #[command(after_help = "Examples:
+  sanlab fault add packet delay=5ms --node a --opcode SEND --every 10
+  sanlab fault add completion drop --node b --nth 3
+  sanlab fault add doorbell drop --node a --count 1
+  sanlab fault add receive rnr --node b --chance 5%")]
+    Add(FaultAdd),
+    /// List rules with what they did, and the latest faults.
+    #[command(after_help = "Examples:
+  sanlab fault ls
+  sanlab fault ls --id 3 --json | jq '.log | length'")]
+    Ls(FaultLs),
+    /// Remove a rule, or all of them.
+    #[command(after_help = "Examples:
+  sanlab fault rm 3
+  sanlab fault rm --all")]
+    Rm(FaultRm),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FaultAdd {
+    /// Where it looks: wqe, packet, receive, completion, doorbell, interrupt or call.
+    pub(crate) at: String,
+    /// What it does: drop, duplicate, corrupt, delay=TIME, status=STATUS, qp_err, cq_overrun, nic_reset, rnr or fail=CODE.
+    #[arg(value_name = "ACTION[=VALUE]")]
+    pub(crate) action: String,
+    /// Only for this node.
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<String>,
+    /// Only for this function of a NIC.
+    #[arg(long, value_name = "NUMBER", value_parser = clap_number)]
+    pub(crate) function: Option<u32>,
+    /// Only for this QP, as 17 or 0x11.
+    #[arg(long, value_name = "NUMBER", value_parser = clap_number)]
+    pub(crate) qpn: Option<u32>,
+    /// Only for this operation: SEND, RDMA_WRITE, RDMA_READ, ...
+    #[arg(long, value_name = "OPERATION")]
+    pub(crate) opcode: Option<String>,
+    /// Only for this provider call: wsp_socket, wsp_bind, ...
+    #[arg(long, value_name = "CALL")]
+    pub(crate) call: Option<String>,
+    /// At the n-th occasion alone.
+    #[arg(long, value_name = "N", conflicts_with_all = ["every", "chance"])]
+    pub(crate) nth: Option<u64>,
+    /// At each n-th occasion.
+    #[arg(long, value_name = "N", conflicts_with = "chance")]
+    pub(crate) every: Option<u64>,
+    /// By chance.
+    #[arg(long, value_name = "SHARE", value_parser = units::share_ppm)]
+    pub(crate) chance: Option<u32>,
+    /// At most so often.
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// Of the chance.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// The cluster [default: the only one that runs].
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FaultLs {
+    /// This rule alone, also when it is removed.
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<u32>,
+    /// The cluster [default: the only one that runs].
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FaultRm {
+    /// The rule.
+    #[arg(required_unless_present = "all")]
+    pub(crate) id: Option<u32>,
+    /// Every rule.
+    #[arg(long, conflicts_with = "id")]
+    pub(crate) all: bool,
+    /// The cluster [default: the only one that runs].
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A number, in hexadecimal behind `0x`.
+fn clap_number(text: &str) -> Result<u32, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_err(|_| "a number from 0 to 4294967295, also in hexadecimal as 0x11".into())
 }
 
 #[derive(Debug, Args)]

@@ -21,12 +21,14 @@ mod emulator;
 mod exit;
 #[path = "../examples/kv/kv.rs"]
 mod kv;
+mod lab;
 mod ls;
 mod output;
 mod paths;
 mod run;
 mod signals;
 mod stat;
+mod units;
 mod up;
 
 use cli::{Cli, Command, Program};
@@ -51,6 +53,11 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Ls(arguments) => ls::ls(&arguments),
         Command::Run(arguments) => run::run(&arguments),
         Command::Stat(arguments) => stat::stat(&arguments),
+        Command::Link(arguments) => lab::link::link(&arguments),
+        Command::Partition(arguments) => lab::link::partition(&arguments),
+        Command::Heal(arguments) => lab::link::heal(&arguments),
+        Command::Port(arguments) => lab::link::port(&arguments),
+        Command::Fault(arguments) => lab::fault::fault(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Emulator(arguments) => emulator::serve(&arguments),
         Command::Program(program) => program_of_the_demo(program),

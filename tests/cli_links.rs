@@ -1,0 +1,216 @@
+//! `link`, `partition`, `heal`, `port`: what they say, and what connections meet.
+
+mod harness;
+
+use std::process::Command;
+
+use harness::{Cluster, Lab, Process, wait_until};
+
+/// A program on node b that answers what it reads, for ever.
+const ECHO: &str = "
+import socket
+listener = socket.socket()
+listener.bind(('0.0.0.0', 7000))
+listener.listen()
+while True:
+    peer, _ = listener.accept()
+    while data := peer.recv(65536):
+        peer.sendall(data)
+";
+
+/// A program on node a that sends a byte for each line on its standard input file, and tells what comes back.
+const ASK: &str = "
+import socket, sys
+peer = socket.create_connection(('b', 7000))
+print('connected', flush=True)
+for number in range(int(sys.argv[1])):
+    blob = bytes([number % 251]) * 50_000
+    peer.sendall(blob)
+    left = blob
+    while left:
+        data = peer.recv(65536)
+        assert data == left[:len(data)] and data, number
+        left = left[len(data):]
+    print('round', number, flush=True)
+print('whole', flush=True)
+";
+
+fn python(code: &str, arguments: &[&str]) -> Vec<String> {
+    let mut words = vec!["python3".to_owned(), "-c".into(), code.into()];
+    words.extend(arguments.iter().map(|&word| word.to_owned()));
+    words
+}
+
+fn is_installed() -> bool {
+    harness::programs::find(["python3"]).is_some()
+}
+
+fn echo(lab: &Lab, cluster: &Cluster<'_>) -> Process {
+    let server = lab.spawn("echo", cluster.run("b", python(ECHO, &[])));
+    cluster.wait_listening("b", 7000);
+    server
+}
+
+fn ask(cluster: &Cluster<'_>, rounds: &str) -> Command {
+    cluster.run("a", python(ASK, &[rounds]))
+}
+
+#[test]
+fn links_are_changed_one_value_at_a_time_and_shown() {
+    let lab = Lab::new("links_are_changed_one_value_at_a_time_and_shown");
+    let _cluster = lab.up();
+    assert_eq!(lab.succeed(&["link", "show"]), "every link is perfect\n");
+    let said = lab.succeed(&[
+        "link",
+        "set",
+        "a",
+        "b",
+        "--latency",
+        "1ms",
+        "--loss",
+        "0.1%",
+    ]);
+    assert_eq!(said, "a <-> b: set\n");
+    lab.succeed(&[
+        "link",
+        "set",
+        "a->b",
+        "--bandwidth",
+        "10 Mbit/s",
+        "--jitter",
+        "20 us",
+    ]);
+    let shown = lab.json(&["link", "show", "--json"]);
+    assert_eq!(shown["schema"], 1);
+    let there = &shown["links"][0];
+    assert_eq!((&there["from"], &there["to"]), (&"a".into(), &"b".into()));
+    let parameters = &there["parameters"];
+    assert_eq!(parameters["latency_ns"], 1_000_000);
+    assert_eq!(parameters["loss_ppm"], 1_000);
+    assert_eq!(parameters["bandwidth_bps"], 10_000_000);
+    assert_eq!(shown["links"][1]["parameters"]["bandwidth_bps"], 0);
+    let table = lab.succeed(&["link", "show", "a", "b"]);
+    for part in ["1ms", "0.1 %", "10 Mbit/s", "no limit", "20us"] {
+        assert!(table.contains(part), "{table}");
+    }
+    let one = lab.json(&["link", "show", "c:a", "--json"]);
+    assert_eq!(one["links"].as_array().unwrap().len(), 1);
+    assert_eq!(one["links"][0]["parameters"]["up"], true);
+    lab.succeed(&["link", "set", "a", "b", "--perfect", "--latency", "5us"]);
+    let shown = lab.json(&["link", "show", "a", "b", "--json"]);
+    assert_eq!(shown["links"][0]["parameters"]["latency_ns"], 5_000);
+    assert_eq!(shown["links"][0]["parameters"]["loss_ppm"], 0);
+}
+
+#[test]
+fn cuts_are_made_in_one_or_both_directions_and_healed() {
+    let lab = Lab::new("cuts_are_made_in_one_or_both_directions_and_healed");
+    let _cluster = lab.up();
+    let up = |pair: &str| {
+        let shown = lab.json(&["link", "show", pair, "--json"]);
+        shown["links"][0]["parameters"]["up"].as_bool().unwrap()
+    };
+    assert_eq!(lab.succeed(&["partition", "a->b"]), "a -> b: down\n");
+    assert!(!up("a:b") && up("b:a"));
+    lab.succeed(&["link", "down", "b", "c"]);
+    assert!(!up("b:c") && !up("c:b"));
+    let healed = lab.json(&["heal", "b:c", "--json"]);
+    assert_eq!(
+        (&healed["from"], &healed["done"]),
+        (&"b".into(), &"healed".into())
+    );
+    assert!(up("b:c") && !up("c:b"));
+    let healed = lab.json(&["heal", "--json"]);
+    assert_eq!(
+        (&healed["schema"], &healed["healed"]),
+        (&1.into(), &2.into())
+    );
+    assert_eq!(lab.succeed(&["heal"]), "no link was cut\n");
+    lab.succeed(&["link", "down", "a:c"]);
+    lab.succeed(&["link", "up", "a", "c"]);
+    assert!(up("a:c"));
+    assert_eq!(lab.succeed(&["port", "b", "down"]), "port of b: down\n");
+    assert!(lab.succeed(&["link", "show"]).contains("ports down: b"));
+    let port = lab.json(&["port", "b", "up", "--json"]);
+    assert_eq!(port["up"], true);
+}
+
+#[test]
+fn errors_name_the_thing_and_the_remedy() {
+    let lab = Lab::new("errors_name_the_thing_and_the_remedy");
+    let said = lab.fail(2, &["link", "show"]);
+    assert!(said.contains("sanlab up"), "{said}");
+    let _cluster = lab.up();
+    for (arguments, part) in [
+        (&["link", "set", "a", "b"][..], "--latency"),
+        (&["link", "set", "a-", "--loss", "1%"], "quoted"),
+        (&["partition", "a"], "a:b"),
+        (&["link", "set", "a", "b", "--latency", "5"], "25 us"),
+        (&["link", "set", "a", "b", "--loss", "101%"], "0 to 100 %"),
+        (
+            &["link", "set", "a", "b", "--bandwidth", "fast"],
+            "10 Gbit/s",
+        ),
+        (&["port", "a", "sideways"], "down, up"),
+    ] {
+        let said = lab.fail(2, arguments);
+        assert!(said.contains(part), "{arguments:?}: {said}");
+    }
+    for arguments in [
+        &["link", "set", "a", "z", "--loss", "1%"][..],
+        &["link", "show", "a", "z"],
+        &["partition", "z:a"],
+        &["heal", "a", "z"],
+        &["port", "z", "down"],
+    ] {
+        let said = lab.fail(1, arguments);
+        assert!(
+            said.contains("its nodes are a, b, c"),
+            "{arguments:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn streams_arrive_whole_over_a_bad_link_that_is_cut_and_healed() {
+    let lab = Lab::new("streams_arrive_whole_over_a_bad_link_that_is_cut_and_healed");
+    if !is_installed() {
+        return;
+    }
+    let cluster = lab.up_on(harness::Road::San);
+    let _server = echo(&lab, &cluster);
+    lab.succeed(&[
+        "link",
+        "set",
+        "a",
+        "b",
+        "--latency",
+        "100us",
+        "--loss",
+        "2%",
+        "--reorder",
+        "2%",
+        "--reorder-by",
+        "300us",
+        "--duplicate",
+        "2%",
+        "--corrupt",
+        "2%",
+    ]);
+    let mut client = lab.spawn("ask", ask(&cluster, "12"));
+    client.wait_output("round 2\n");
+    lab.succeed(&["partition", "a", "b"]);
+    let lost = || {
+        let shown = lab.json(&["link", "show", "a:b", "--json"]);
+        shown["links"][0]["counters"]["lost"].as_u64().unwrap()
+    };
+    let before = lost();
+    // Whatever is under way is tried again, and lost.
+    wait_until(|| lost() > before + 1);
+    lab.succeed(&["heal"]);
+    client.wait_output("whole\n");
+    assert!(client.wait().success());
+    assert!(cluster.counter("a", "retransmitted_packets") > 0);
+    let stat = cluster.stat();
+    assert_eq!(stat["fallbacks"], serde_json::json!([]), "{stat:#}");
+}
