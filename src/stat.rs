@@ -223,6 +223,7 @@ pub(crate) fn meaning(reason: &str) -> &'static str {
         "setid_binary" => "the program runs with other rights than its caller",
         "musl_binary" => "the program is linked against musl",
         "old_glibc" => "the program's glibc is too old for the library",
+        "link_cut" => "the link was cut, and the connect failed",
         _ => "",
     }
 }

@@ -1,5 +1,10 @@
 //! `link`, `partition`, `heal`, `port`: what they say, and what connections meet.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests: what cannot be unwrapped is the failure of the test"
+)]
+
 mod harness;
 
 use std::process::Command;
@@ -200,12 +205,16 @@ fn streams_arrive_whole_over_a_bad_link_that_is_cut_and_healed() {
     let mut client = lab.spawn("ask", ask(&cluster, "12"));
     client.wait_output("round 2\n");
     lab.succeed(&["partition", "a", "b"]);
+    // Who has something under way tries again, and loses it; that may be either.
     let lost = || {
-        let shown = lab.json(&["link", "show", "a:b", "--json"]);
-        shown["links"][0]["counters"]["lost"].as_u64().unwrap()
+        let shown = lab.json(&["link", "show", "a", "b", "--json"]);
+        let links = shown["links"].as_array().unwrap().clone();
+        let each = links
+            .iter()
+            .map(|link| link["counters"]["lost"].as_u64().unwrap());
+        each.sum::<u64>()
     };
     let before = lost();
-    // Whatever is under way is tried again, and lost.
     wait_until(|| lost() > before + 1);
     lab.succeed(&["heal"]);
     client.wait_output("whole\n");
@@ -213,4 +222,88 @@ fn streams_arrive_whole_over_a_bad_link_that_is_cut_and_healed() {
     assert!(cluster.counter("a", "retransmitted_packets") > 0);
     let stat = cluster.stat();
     assert_eq!(stat["fallbacks"], serde_json::json!([]), "{stat:#}");
+}
+
+/// Connects to an echo server and says how that ended.
+const CONNECT: &str = "
+import errno, socket, sys
+peer = socket.socket()
+try:
+    if len(sys.argv) > 1:
+        peer.bind((sys.argv[1], 0))
+    peer.connect(('b', 7000))
+    peer.sendall(b'x')
+    print('connected', peer.recv(1) == b'x')
+except OSError as error:
+    print(errno.errorcode[error.errno])
+";
+
+fn connect(cluster: &Cluster<'_>, arguments: &[&str]) -> String {
+    let output = cluster
+        .run("a", python(CONNECT, arguments))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn nothing_crosses_a_cut_link_by_falling_back() {
+    let lab = Lab::new("nothing_crosses_a_cut_link_by_falling_back");
+    if !is_installed() {
+        return;
+    }
+    for road in ["true", "false"] {
+        let nodes = ["a", "b"].map(|node| format!("[[node]]\nname = \"{node}\"\n"));
+        let text = format!(
+            "[cluster]\nsan_connect_limit = \"300 ms\"\nwildcard_on_san = {road}\n{}",
+            nodes.concat()
+        );
+        let file = lab.write("cluster.toml", &text);
+        let mut cluster = lab.up_with(&[file.to_str().unwrap()]);
+        if road == "false" {
+            cluster.road = harness::Road::Tcp;
+        }
+        let _server = echo(&lab, &cluster);
+        let mut cut_off = 0;
+        for direction in [&["a", "b"][..], &["a:b"], &["b:a"]] {
+            let mut partition = vec!["partition"];
+            partition.extend(direction);
+            lab.succeed(&partition);
+            // By the SAN, and with a source address that only TCP could serve.
+            for source in [&[][..], &["127.0.0.1"]] {
+                let said = connect(&cluster, source);
+                assert_eq!(said, "EHOSTUNREACH", "{direction:?} {source:?}");
+                cut_off += 1;
+            }
+            lab.succeed(&["heal"]);
+        }
+        let stat = cluster.stat();
+        let fallbacks = stat["fallbacks"].as_array().unwrap();
+        assert_eq!(fallbacks.len(), 1, "{stat:#}");
+        assert_eq!(fallbacks[0]["reason"], "link_cut");
+        assert_eq!(fallbacks[0]["count"], cut_off);
+        // The link is whole again, and another one never was cut.
+        assert_eq!(connect(&cluster, &[]), "connected True");
+    }
+}
+
+#[test]
+fn a_connect_that_waits_at_a_cut_goes_through_once_it_is_healed() {
+    let lab = Lab::new("a_connect_that_waits_at_a_cut_goes_through_once_it_is_healed");
+    if !is_installed() {
+        return;
+    }
+    let cluster = lab.up_on(harness::Road::San);
+    let _server = echo(&lab, &cluster);
+    lab.succeed(&["partition", "a", "b"]);
+    let mut client = lab.spawn("connect", cluster.run("a", python(CONNECT, &[])));
+    let lost = || {
+        let shown = lab.json(&["link", "show", "a:b", "--json"]);
+        shown["links"][0]["counters"]["lost"].as_u64().unwrap()
+    };
+    wait_until(|| lost() > 1);
+    lab.succeed(&["heal"]);
+    client.wait_output("connected True\n");
+    assert_eq!(cluster.stat()["fallbacks"], serde_json::json!([]));
 }

@@ -6,7 +6,7 @@
 //! Source: the Windows Sockets Direct reference (SPI functions, SAN extensions, upcalls); functions keep their names in snake case. The private extension traits
 //! ([`SharedMemory`], [`Waiting`], [`Sharing`]) are found the way R-19 finds extensions.
 
-use core::net::SocketAddrV4;
+use core::net::{Ipv4Addr, SocketAddrV4};
 use core::ptr::NonNull;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -493,6 +493,11 @@ pub trait Waiting: Send + Sync + core::fmt::Debug {
     fn progress(&self) -> bool;
     /// State of the connection under `s`.
     fn link(&self, s: SpSocket) -> Link;
+    /// Whether the link to the node with this address is cut, in either direction.
+    fn is_cut(&self, to: Ipv4Addr) -> bool {
+        let _ = to;
+        false
+    }
     /// Copy mode or window mode, as the NIC publishes it for `s`.
     fn mode(&self, s: SpSocket) -> u32;
 }

@@ -611,6 +611,7 @@ enum sanlab_admin_op {
     SANLAB_ADMIN_OP_CQ_RESIZE = 0x31, /* Moves a CQ to another ring. (CqResize; refused: result 0 Refusal) */
     SANLAB_ADMIN_OP_CQ_MODERATE = 0x32, /* Says when a CQ's interrupts come. (CqModerate; refused: result 0 Refusal) */
     SANLAB_ADMIN_OP_CALL_FAULT = 0x40, /* Asks whether a provider call is to fail by a fault rule. (Named: ProviderCall; result 0: its WSA code, or 0) */
+    SANLAB_ADMIN_OP_LINK_QUERY = 0x41, /* Asks whether the link to a node is cut. (Named: an IPv4 address of it as a number; result 0: 1 there | 2 back) */
 };
 
 static inline const char *sanlab_admin_op_name(uint32_t value)
@@ -654,6 +655,7 @@ static inline const char *sanlab_admin_op_name(uint32_t value)
     case 0x31: return "CQ_RESIZE";
     case 0x32: return "CQ_MODERATE";
     case 0x40: return "CALL_FAULT";
+    case 0x41: return "LINK_QUERY";
     default: return "unknown";
     }
 }
@@ -744,6 +746,7 @@ enum sanlab_reason {
     SANLAB_REASON_SETID_BINARY = 0x13,
     SANLAB_REASON_MUSL_BINARY = 0x14,
     SANLAB_REASON_OLD_GLIBC = 0x15,
+    SANLAB_REASON_LINK_CUT = 0x16,
 };
 
 static inline const char *sanlab_reason_name(uint32_t value)
@@ -770,6 +773,7 @@ static inline const char *sanlab_reason_name(uint32_t value)
     case 0x13: return "setid_binary";
     case 0x14: return "musl_binary";
     case 0x15: return "old_glibc";
+    case 0x16: return "link_cut";
     default: return "unknown";
     }
 }
@@ -841,7 +845,8 @@ struct sanlab_summary {
     uint32_t generation; /* Reset generation of the function */
     uint32_t failed; /* 1 once the function is FAILED or its fabric is going away */
     uint32_t call_faults; /* A bit for each ProviderCall that may have to fail, to be asked by CALL_FAULT */
-    uint32_t reserved[12]; /* Zero */
+    uint32_t link_cuts; /* Directions of links from and to the function's node that are cut */
+    uint32_t reserved[11]; /* Zero */
 };
 static_assert(sizeof(struct sanlab_summary) == 128, "sanlab_summary");
 static_assert(offsetof(struct sanlab_summary, dirty) == 0, "sanlab_summary.dirty");
@@ -849,7 +854,8 @@ static_assert(offsetof(struct sanlab_summary, parked) == 64, "sanlab_summary.par
 static_assert(offsetof(struct sanlab_summary, generation) == 68, "sanlab_summary.generation");
 static_assert(offsetof(struct sanlab_summary, failed) == 72, "sanlab_summary.failed");
 static_assert(offsetof(struct sanlab_summary, call_faults) == 76, "sanlab_summary.call_faults");
-static_assert(offsetof(struct sanlab_summary, reserved) == 80, "sanlab_summary.reserved");
+static_assert(offsetof(struct sanlab_summary, link_cuts) == 80, "sanlab_summary.link_cuts");
+static_assert(offsetof(struct sanlab_summary, reserved) == 84, "sanlab_summary.reserved");
 
 /* UarHead, 512 bytes */
 struct sanlab_uar_head {

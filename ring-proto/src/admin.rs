@@ -144,6 +144,8 @@ codes! {
         CQ_MODERATE = 50,
         /// Asks whether a provider call is to fail by a fault rule. ([`Named`]: [`ProviderCall`]; result 0: its WSA code, or 0)
         CALL_FAULT = 64,
+        /// Asks whether the link to a node is cut. ([`Named`]: an IPv4 address of it as a number; result 0: 1 there | 2 back)
+        LINK_QUERY = 65,
     }
 }
 

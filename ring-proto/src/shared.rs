@@ -97,6 +97,12 @@ impl Bar2 {
         self.u32_at(76)
     }
 
+    /// Directions of links from and to the function's node that are cut.
+    #[must_use]
+    pub fn link_cuts(&self) -> &AtomicU32 {
+        self.u32_at(80)
+    }
+
     /// Live generation of a holder slot; slots past the table share its last word, which stays 0.
     #[must_use]
     pub fn holder_generation(&self, slot: u32) -> &AtomicU32 {

@@ -102,7 +102,7 @@ macro_rules! structures {
 #[must_use]
 pub fn structures() -> Vec<Structure> {
     structures! {
-        "Summary": uar::Summary { dirty, parked, generation, failed, call_faults, reserved }
+        "Summary": uar::Summary { dirty, parked, generation, failed, call_faults, link_cuts, reserved }
         "UarHead": uar::UarHead { dirty, reserved, mode }
         "DoorbellLine": uar::DoorbellLine {
             sq_producer, rq_producer, cq_consumer, srq_producer, arm_vectors, arm_sequence, spare, srq_limit, reserved,

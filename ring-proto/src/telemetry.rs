@@ -104,11 +104,12 @@ pub enum Reason {
     SetidBinary = 19,
     MuslBinary = 20,
     OldGlibc = 21,
+    LinkCut = 22,
 }
 
 impl Reason {
     /// All reasons, in numerical order.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Loopback,
         Self::OffSubnet,
         Self::BindNotSan,
@@ -130,6 +131,7 @@ impl Reason {
         Self::SetidBinary,
         Self::MuslBinary,
         Self::OldGlibc,
+        Self::LinkCut,
     ];
 
     /// Name in JSON and tables.
@@ -157,6 +159,7 @@ impl Reason {
             Self::SetidBinary => "setid_binary",
             Self::MuslBinary => "musl_binary",
             Self::OldGlibc => "old_glibc",
+            Self::LinkCut => "link_cut",
         }
     }
 

@@ -50,8 +50,10 @@ pub struct Summary {
     pub failed: u32,
     /// NIC: a bit for each [`crate::admin::ProviderCall`] that may have to fail, to be asked by CALL_FAULT.
     pub call_faults: u32,
+    /// NIC: directions of links from and to the function's node that are cut.
+    pub link_cuts: u32,
     /// Zero.
-    pub reserved: [u32; 12],
+    pub reserved: [u32; 11],
 }
 
 /// First page of a UAR.

@@ -3,7 +3,8 @@
 //! Place: [`Switch::connect`] is the program's call, [`Switch::connect_progress`] the repeated question of a blocked one; the
 //! service step and pollers drive the same machine. Invariants: WSPEventSelect, then WSPConnect (R-101); a failure before the
 //! provider has connected closes the companion and goes to TCP, unless its code is final (R-105, R-106); a failure after that is
-//! final (R-109); a new call after a failed one decides anew, with a fresh companion (R-113).
+//! final (R-109); a new call after a failed one decides anew, with a fresh companion (R-113). Over a link that is cut nothing goes by
+//! TCP instead: the connect fails.
 //!
 //! ```text
 //! begin -> SanConnecting --FD_CONNECT--> Negotiating --> SanConnected
@@ -234,6 +235,10 @@ impl Switch {
                     notices.wake_service = true;
                 }
                 notices.changed = true;
+                self.step_now(socket, state)
+            }
+            Err(_) if self.is_cut(destination) => {
+                Self::cut_off(socket, state, notices);
                 self.step_now(socket, state)
             }
             Err(reason) => {
@@ -472,12 +477,17 @@ impl Switch {
         };
         attempt.companion.provider.note(error);
         attempt.companion.close();
+        let is_cut = final_errno(error).is_none() && self.is_cut(attempt.destination.into());
         let is_pending = attempt.is_pending;
         self.end_attempt(attempt);
         notices.changed = true;
         if let Some(errno) = final_errno(error) {
             state.error = Some(errno);
             socket.enter(Stage::Failed);
+            return;
+        }
+        if is_cut {
+            Self::cut_off(socket, state, notices);
             return;
         }
         let destination = state.peer;
@@ -521,6 +531,28 @@ impl Switch {
         self.lock_registry()
             .connecting
             .retain(|s| s.id() != socket.id());
+    }
+
+    /// Whether the link to another node of the cluster is cut: then TCP must not cross it either.
+    fn is_cut(&self, destination: SocketAddr) -> bool {
+        let Some(ip) = inner_v4(destination.ip()) else {
+            return false;
+        };
+        if self.config.is_own(ip) || !self.config.is_in_cluster(ip) {
+            return false;
+        }
+        let table = self.started_table();
+        let entry = table.subnets().lookup(ip);
+        let provider = entry.map(|entry| table.providers()[entry.provider].clone());
+        drop(table);
+        provider.is_some_and(|provider| provider.is_up() && provider.waiting.is_cut(ip))
+    }
+
+    /// The connect fails as the kernel's does when nobody answers behind the cable.
+    fn cut_off(socket: &SwitchSocket, state: &mut SocketState, notices: &mut Notices) {
+        state.error = Some(libc::EHOSTUNREACH);
+        socket.enter(Stage::Failed);
+        notices.cut_off = true;
     }
 
     fn use_tcp(

@@ -38,6 +38,9 @@ pub trait Host: Send + Sync {
     fn socket_changed(&self, socket: &Arc<SwitchSocket>);
     /// A connect or listen of a socket goes, or stays, on TCP. Called once per decision; the count of `stat`'s fall-backs.
     fn fell_back(&self, socket: &SwitchSocket, reason: Reason);
+
+    /// A connect failed because the link to its destination is cut: it took no road.
+    fn cut_off(&self) {}
     /// A SAN connection is established; its connection object is readable from now on.
     fn established(&self, socket: &Arc<SwitchSocket>);
     /// Now, in nanoseconds of `CLOCK_MONOTONIC`.
@@ -116,6 +119,8 @@ pub(crate) struct Notices {
     pub(crate) wake_service: bool,
     pub(crate) changed: bool,
     pub(crate) fell_back: Option<Reason>,
+    /// A connect failed because the link was cut.
+    pub(crate) cut_off: bool,
     pub(crate) established: bool,
 }
 
@@ -377,6 +382,9 @@ impl Switch {
     pub(crate) fn tell(&self, socket: &Arc<SwitchSocket>, notices: &Notices) {
         if let Some(reason) = notices.fell_back {
             self.host.fell_back(socket, reason);
+        }
+        if notices.cut_off {
+            self.host.cut_off();
         }
         if notices.established {
             self.host.established(socket);

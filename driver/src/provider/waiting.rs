@@ -6,8 +6,10 @@
 //! own, so none steals another's wake-up. An armed waiter polls once more before it sleeps.
 //! Hot: `link`, `mode`, `has_news`, `is_armed`. Source: design of arms in `ring_proto::arm`. Leaves out: the sleep itself.
 
+use core::net::Ipv4Addr;
 use std::os::fd::RawFd;
 
+use ring_proto::admin::AdminOp;
 use ring_proto::arm;
 use ring_proto::sync::{AtomicU32, Ordering};
 
@@ -183,6 +185,18 @@ fn watch(vectors: &mut [Vector], index: u32) -> Option<Waiter> {
 }
 
 impl Waiting for Core {
+    fn is_cut(&self, to: Ipv4Addr) -> bool {
+        let Ok((_, function)) = self.open_own() else {
+            return false;
+        };
+        // Relaxed: a hint to ask; the answer comes by the admin queue.
+        if function.bar().link_cuts().load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let asked = function.lock().admin_on(AdminOp::LINK_QUERY, to.to_bits());
+        matches!(asked, Ok([cut, _]) if cut != 0)
+    }
+
     fn function_of(&self, s: SpSocket) -> Option<u32> {
         self.resolve(s).ok().map(|sock| function_index(sock.handle))
     }

@@ -289,6 +289,7 @@ impl Device {
                 let (slot, generation) = self.clone_holder(place, from)?;
                 Ok([u64::from(slot) | u64::from(generation) << 32, 0])
             }
+            AdminOp::LINK_QUERY => self.query_link(place, named(body)?),
             AdminOp::CALL_FAULT => self.ask_call_fault(place, named(body)?),
             AdminOp::RELEASE => self.release_object(place, Hold::from_body(body).ok_or(INVALID)?),
             _ => Err(AdminStatus::UNSUPPORTED),

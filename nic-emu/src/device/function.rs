@@ -446,6 +446,7 @@ impl Device {
         let seed = self.options.seed;
         let function = self.functions.add(|id| Function::new(id, node, seed))?;
         self.publish_call_faults();
+        self.publish_link_cuts();
         self.validate_attached();
         Ok(function)
     }

@@ -1,11 +1,14 @@
 //! Ports that go down and come back, and the other asynchronous events of a function.
 
+use std::net::Ipv4Addr;
+
 use nic_emu::device::{DeviceError, LinkParameters};
-use ring_proto::admin::{AdminOp, AdminStatus, QpAttributes, QpModify};
+use ring_proto::admin::{AdminOp, AdminStatus, Named, QpAttributes, QpModify};
 use ring_proto::eqe::{CmStatus, EventType};
 use ring_proto::ids::NodeId;
 use ring_proto::regs;
 use ring_proto::status::{Opcode, QpState, Syndrome, WcStatus};
+use ring_proto::sync::Ordering;
 
 use crate::client::{A, B, Client, Pair, Send, device, full, note, pump, sock};
 
@@ -263,4 +266,35 @@ fn failed_function_tells_of_it_by_an_event() {
     pump(&mut device);
     let code = u32::from(Syndrome::DOORBELL_OUT_OF_RANGE.0);
     assert_eq!(client.events(), [(EventType::DEVICE_FATAL, 0, code)]);
+}
+
+#[test]
+fn cuts_of_links_show_in_the_summary_page_and_by_query() {
+    let mut pair = Pair::new();
+    let late = |pair: &mut Pair| Client::attach(&mut pair.device, NodeId(0));
+    let shown = |client: &Client| client.bar.link_cuts().load(Ordering::Relaxed);
+    let query = |pair: &mut Pair, on_a: bool, to: Ipv4Addr| {
+        let body = Named {
+            id: to.to_bits(),
+            reserved: 0,
+        };
+        let client = if on_a { &mut pair.a } else { &mut pair.b };
+        client.admin(&mut pair.device, AdminOp::LINK_QUERY, body.to_body())
+    };
+    assert_eq!((shown(&pair.a), shown(&pair.b)), (0, 0));
+    let cut = LinkParameters {
+        up: false,
+        ..LinkParameters::default()
+    };
+    pair.device.set_link(NodeId(0), NodeId(1), cut).unwrap();
+    assert_eq!((shown(&pair.a), shown(&pair.b)), (1, 1));
+    assert_eq!(shown(&late(&mut pair)), 1);
+    assert_eq!(query(&mut pair, true, B), (AdminStatus::OK, [1, 0]));
+    assert_eq!(query(&mut pair, false, A), (AdminStatus::OK, [2, 0]));
+    let nobody = Ipv4Addr::new(127, 77, 0, 9);
+    let (status, _) = query(&mut pair, true, nobody);
+    assert_eq!(status, AdminStatus::BAD_NODE_ADDRESS);
+    assert_eq!(pair.device.heal(), 1);
+    assert_eq!((shown(&pair.a), shown(&pair.b)), (0, 0));
+    assert_eq!(query(&mut pair, true, B), (AdminStatus::OK, [0, 0]));
 }

@@ -41,6 +41,12 @@ impl Host for ProgramHost {
         }
     }
 
+    fn cut_off(&self) {
+        if let Some(runtime) = runtime::get() {
+            runtime.process.telemetry.fell_back(Reason::LinkCut);
+        }
+    }
+
     fn established(&self, socket: &Arc<SwitchSocket>) {
         // A socket that is just being accepted is tracked, and reported, when its descriptor is given out.
         if let Some(slot) = slot_of(socket) {

@@ -3,7 +3,11 @@
 //! Place: the control socket and embedded programs call [`Device::change_link`], [`Device::heal`] and [`Device::links`].
 //! Invariants: a change that is refused changes nothing. Source: ours (docs/control.md). Hot: nothing.
 
+use std::net::Ipv4Addr;
+
+use ring_proto::admin::AdminStatus;
 use ring_proto::ids::NodeId;
+use ring_proto::sync::Ordering;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -116,6 +120,28 @@ impl Device {
     ) -> Result<(), DeviceError> {
         let parameters = change.applied(self.link(from, to));
         self.set_link(from, to, parameters)
+    }
+
+    /// LINK_QUERY: which directions of the link between a function's node and the owner of an address are cut.
+    pub(crate) fn query_link(&self, place: u32, address: u32) -> Result<[u64; 2], AdminStatus> {
+        let own = self.own(place)?.node;
+        let other = self.nodes.reached(own, Ipv4Addr::from_bits(address));
+        let other = other.ok_or(AdminStatus::BAD_NODE_ADDRESS)?;
+        let (there, back) = (self.links.is_cut(own, other), self.links.is_cut(other, own));
+        Ok([u64::from(there) | u64::from(back) << 1, 0])
+    }
+
+    /// Shows each function how many cuts touch its node.
+    pub(crate) fn publish_link_cuts(&self) {
+        for (_, function) in self.functions.iter() {
+            let touches = |&(from, to): &(NodeId, NodeId)| {
+                (from == function.node || to == function.node) && self.links.is_cut(from, to)
+            };
+            let cuts = self.links.all.keys().filter(|ends| touches(ends)).count();
+            let cuts = u32::try_from(cuts).unwrap_or(u32::MAX);
+            // Relaxed: who sees one asks; the answer is the device's.
+            function.bar.link_cuts().store(cuts, Ordering::Relaxed);
+        }
     }
 
     /// Mends every cut direction, what else it does to packets stays; how many there were.

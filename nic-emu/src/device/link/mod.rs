@@ -251,6 +251,7 @@ impl Device {
         }
         self.links.direction(from, to).parameters = parameters;
         self.links.is_used |= parameters.is_impaired();
+        self.publish_link_cuts();
         // Whoever waits in the other mode looks again.
         self.activate_between(from, to);
         Ok(())
