@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Demo(Demo),
     /// Start a cluster: the one in FILE, else the built-in one with nodes a, b and c.
     Up(Up),
+    /// Check a cluster file, and start nothing.
+    Check(Check),
     /// End a cluster: its emulator, its sockets and its files.
     Down(Down),
     /// List the running clusters.
@@ -127,6 +129,23 @@ pub(crate) struct Up {
     /// Make the emulator stand still at a failure, a finding, or findings of one rule (`nic-emu step` and `continue` go on).
     #[arg(long, value_name = "error|finding|RULE")]
     pub(crate) pause_on: Option<PauseOn>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sanlab check lab.toml
+  sanlab check lab.toml --print-config
+
+Exits 2 with the file, line, key and what it may be when something is wrong.")]
+pub(crate) struct Check {
+    /// Cluster file, TOML (or JSON when it ends in .json).
+    pub(crate) file: PathBuf,
+    /// Print the configuration that would be in force, as a cluster file.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) print_config: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

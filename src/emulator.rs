@@ -310,6 +310,7 @@ pub(crate) fn serve(arguments: &cli::Emulator) -> Result<(), Failure> {
                 pause_on: arguments.pause_on,
                 ..DebugConfig::default()
             },
+            lab: plan.lab(),
         };
         control::serve(&config, arguments.sandbox, || {
             let announced = record

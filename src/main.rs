@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod check;
 mod claim;
 mod cli;
 mod cluster;
@@ -49,6 +50,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Up(arguments) => up::up(&arguments),
+        Command::Check(arguments) => check::check(&arguments),
         Command::Down(arguments) => down::down(&arguments),
         Command::Ls(arguments) => ls::ls(&arguments),
         Command::Run(arguments) => run::run(&arguments),

@@ -19,7 +19,7 @@ use crate::paths::RunDirectory;
 use crate::signals::{StopSignals, Waited};
 
 /// Name of a cluster that nobody named.
-const DEFAULT_NAME: &str = "default";
+pub(crate) const DEFAULT_NAME: &str = "default";
 
 /// Starts a cluster.
 pub(crate) fn up(arguments: &cli::Up) -> Result<(), Failure> {

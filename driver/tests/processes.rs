@@ -114,6 +114,7 @@ impl Emulator {
             san_connect_limit_ms: None,
             loopback: Loopback::Tcp,
             debug: nic_emu::server::DebugConfig::default(),
+            lab: nic_emu::server::LabConfig::default(),
         };
         let ready = Baton::new();
         let pid = fork(|| {

@@ -4,17 +4,19 @@
 //! Invariants: holding a [`ClusterPlan`] proves that names are well formed and differ, that addresses lie in 127.77.0.0/16 and
 //! differ, and that every value is one we act on. Parsing touches nothing but the file.
 //! Source: ours, docs/cluster.md; `ip_autoconf` after R-27, `wildcard_on_san` after R-33, `backlog_full` after R-83.
-//! Leaves out: links, faults, namespaces.
+//! Leaves out: faults, namespaces.
 
+mod links;
 mod tree;
 
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use nic_emu::server::{BacklogFull, Loopback, NodeAddress, NodeSpec};
+use nic_emu::server::{BacklogFull, EventSpec, LabConfig, Loopback, NodeAddress, NodeSpec};
 use serde::{Deserialize, Serialize};
 
+use links::LinkPlan;
 use tree::{Entry, Node, Value};
 
 /// Longest name of a cluster or node.
@@ -35,8 +37,14 @@ pub(crate) struct ClusterPlan {
     pub(crate) san_connect_limit_ms: Option<u64>,
     /// Road of a node's connections to itself.
     pub(crate) loopback: Loopback,
+    /// Decides what links and fault rules draw.
+    pub(crate) seed: u64,
     /// The nodes, in the file's order.
     pub(crate) nodes: Vec<NodePlan>,
+    /// Links that are not perfect.
+    pub(crate) links: Vec<LinkPlan>,
+    /// What changes later, in the order of the times.
+    pub(crate) events: Vec<EventSpec>,
 }
 
 /// A node as the file describes it.
@@ -84,7 +92,10 @@ impl ClusterPlan {
             backlog_full: BacklogFull::Hold,
             san_connect_limit_ms: None,
             loopback: Loopback::Tcp,
+            seed: 0,
             nodes: ["a", "b", "c"].map(node).into(),
+            links: Vec::new(),
+            events: Vec::new(),
         }
     }
 
@@ -166,6 +177,15 @@ impl ClusterPlan {
         nodes
     }
 
+    /// What the emulator does to its links.
+    pub(crate) fn lab(&self) -> LabConfig {
+        LabConfig {
+            seed: self.seed,
+            links: self.links.iter().flat_map(LinkPlan::directions).collect(),
+            events: self.events.clone(),
+        }
+    }
+
     /// The configuration as a cluster file.
     pub(crate) fn to_toml(&self, name: &str) -> String {
         let mut text = format!(
@@ -176,6 +196,9 @@ impl ClusterPlan {
         );
         if let Some(limit_ms) = self.san_connect_limit_ms {
             text.push_str(&format!("san_connect_limit = \"{limit_ms} ms\"\n"));
+        }
+        if self.seed != 0 {
+            text.push_str(&format!("seed = {}\n", self.seed));
         }
         for node in &self.nodes {
             let addresses: Vec<String> = node
@@ -189,6 +212,12 @@ impl ClusterPlan {
                 addresses.join(", "),
                 node.ip_autoconf
             ));
+        }
+        for link in &self.links {
+            text.push_str(&link.to_toml());
+        }
+        for event in &self.events {
+            text.push_str(&links::event_to_toml(event));
         }
         text
     }
@@ -294,7 +323,8 @@ fn read_plan(root: &Node) -> Result<ClusterPlan, Fault> {
                     node_lines.push(node.line);
                 }
             }
-            _ => return unknown(entry, "the file", &["cluster", "node"]),
+            "link" | "event" => {}
+            _ => return unknown(entry, "the file", &["cluster", "node", "link", "event"]),
         }
     }
     if plan.nodes.is_empty() {
@@ -307,6 +337,15 @@ fn read_plan(root: &Node) -> Result<ClusterPlan, Fault> {
         return fault(None, format!("more than {} nodes", CLAIM_HOST - 1));
     }
     check_different(&plan, &node_lines)?;
+    // Both name nodes, wherever they stand in the file.
+    let names: Vec<String> = plan.nodes.iter().map(|node| node.name.clone()).collect();
+    for entry in entries {
+        match entry.key.as_str() {
+            "link" => plan.links = links::read_links(entry, &names)?,
+            "event" => plan.events = links::read_events(entry, &names)?,
+            _ => {}
+        }
+    }
     Ok(plan)
 }
 
@@ -324,6 +363,7 @@ fn read_cluster(node: &Node, plan: &mut ClusterPlan) -> Result<bool, Fault> {
                         _ => BacklogFull::Refuse,
                     };
             }
+            "seed" => plan.seed = number(entry, "cluster.seed")?,
             "san_connect_limit" => {
                 plan.san_connect_limit_ms = Some(duration_ms(entry, "cluster.san_connect_limit")?);
             }
@@ -344,6 +384,7 @@ fn read_cluster(node: &Node, plan: &mut ClusterPlan) -> Result<bool, Fault> {
                         "backlog_full",
                         "san_connect_limit",
                         "loopback",
+                        "seed",
                     ],
                 );
             }
@@ -478,6 +519,13 @@ fn boolean(entry: &Entry, path: &str) -> Result<bool, Fault> {
     match entry.node.value {
         Value::Bool(truth) => Ok(truth),
         _ => wrong_kind(entry, path, "true or false"),
+    }
+}
+
+fn number(entry: &Entry, path: &str) -> Result<u64, Fault> {
+    match entry.node.value {
+        Value::Number(number) => Ok(number),
+        _ => wrong_kind(entry, path, "a whole number from 0"),
     }
 }
 

@@ -59,7 +59,11 @@ fn mistakes_name_file_line_key_and_what_is_allowed() {
             2,
             &["`nmae`", "`name`, `ip_autoconf`"],
         ),
-        ("clutser = 1\n", 1, &["`clutser`", "`cluster`, `node`"]),
+        (
+            "clutser = 1\n",
+            1,
+            &["`clutser`", "`cluster`, `node`, `link`"],
+        ),
         (
             "[[node]]\nname = \"a\"\nlatency = \"1 ms\"\n",
             3,

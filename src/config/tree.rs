@@ -3,7 +3,7 @@
 //! Place: [`parse_toml`] or [`parse_json`] reads the text; `config` walks the tree and checks it.
 //! Invariants: keys keep the order of the file; lines count from 1. JSON carries no lines past the parser, so its values have none and
 //! messages name the path of the key instead.
-//! Source: toml.io, RFC 8259. Leaves out: numbers and dates, which no key has.
+//! Source: toml.io, RFC 8259. Leaves out: fractions and dates, which no key has.
 
 use toml::de::{DeTable, DeValue};
 
@@ -21,6 +21,8 @@ pub(crate) enum Value {
     Array(Vec<Node>),
     Text(String),
     Bool(bool),
+    /// A whole number that is not negative.
+    Number(u64),
     /// Something that no key takes, by its name.
     Other(&'static str),
 }
@@ -48,6 +50,7 @@ impl Value {
             Self::Array(_) => "an array",
             Self::Text(_) => "a string",
             Self::Bool(_) => "a boolean",
+            Self::Number(_) => "an integer",
             Self::Other(kind) => kind,
         }
     }
@@ -108,7 +111,8 @@ fn from_toml(text: &str, value: &DeValue<'_>) -> Value {
                 })
                 .collect(),
         ),
-        DeValue::Integer(_) => Value::Other("an integer"),
+        DeValue::Integer(integer) => u64::from_str_radix(integer.as_str(), integer.radix())
+            .map_or(Value::Other("an integer"), Value::Number),
         DeValue::Float(_) => Value::Other("a float"),
         DeValue::Datetime(_) => Value::Other("a date"),
     }
@@ -119,7 +123,9 @@ fn from_json(value: serde_json::Value) -> Node {
         serde_json::Value::String(string) => Value::Text(string),
         serde_json::Value::Bool(truth) => Value::Bool(truth),
         serde_json::Value::Null => Value::Other("null"),
-        serde_json::Value::Number(_) => Value::Other("a number"),
+        serde_json::Value::Number(number) => number
+            .as_u64()
+            .map_or(Value::Other("a number"), Value::Number),
         serde_json::Value::Array(items) => Value::Array(items.into_iter().map(from_json).collect()),
         serde_json::Value::Object(map) => Value::Table(
             map.into_iter()

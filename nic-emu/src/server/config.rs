@@ -13,7 +13,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::error::ServeError;
-use crate::device::{self, PauseOn};
+use crate::device::{self, LinkChange, PauseOn};
 
 /// Most nodes of a cluster: what a /24 of node addresses has room for.
 pub const NODE_LIMIT: usize = 253;
@@ -47,6 +47,63 @@ pub struct ClusterConfig {
     /// What helps to find faults in drivers.
     #[serde(default)]
     pub debug: DebugConfig,
+    /// Links, events and the seed of what is drawn.
+    #[serde(default)]
+    pub lab: LabConfig,
+}
+
+/// Trouble that a cluster is made with, and that comes by the clock.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LabConfig {
+    /// Decides what links and fault rules draw.
+    #[serde(default)]
+    pub seed: u64,
+    /// How links differ from perfect ones at the start.
+    #[serde(default)]
+    pub links: Vec<LinkSpec>,
+    /// What changes later, in the order of the times.
+    #[serde(default)]
+    pub events: Vec<EventSpec>,
+}
+
+/// A change of one direction of a link.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LinkSpec {
+    /// Node that packets come from.
+    pub from: String,
+    /// Node that they go to.
+    pub to: String,
+    /// What is not as it was.
+    pub change: LinkChange,
+}
+
+/// Something that happens by the clock.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EventSpec {
+    /// Time since the cluster accepts programs.
+    pub at_ns: u64,
+    /// What.
+    pub what: Trouble,
+}
+
+/// What an [`EventSpec`] does.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trouble {
+    /// Directions of links change.
+    Link {
+        /// Each of them.
+        links: Vec<LinkSpec>,
+    },
+    /// A port goes down or comes up.
+    Port {
+        /// Its node.
+        node: String,
+        /// Up or down.
+        up: bool,
+    },
+    /// Every cut is mended.
+    Heal,
 }
 
 /// What helps to find faults in drivers (docs/validation.md).
@@ -225,6 +282,7 @@ mod tests {
             san_connect_limit_ms: None,
             loopback: Loopback::Tcp,
             debug: DebugConfig::default(),
+            lab: LabConfig::default(),
         }
     }
 

@@ -1,16 +1,52 @@
-//! Answers to the requests of who makes trouble on purpose: links, ports, faults.
+//! Trouble on purpose: requests about links, ports and faults, and what a cluster is made with or meets by the clock.
 //!
-//! Place: the reactor hands such requests here with the nodes they name; the work is done on the engine's thread. Invariants: a request
+//! Place: the reactor hands such requests and events here; the work is done on the engine's thread. Invariants: a request
 //! that is refused has changed nothing, and its error names what is wrong. Source: ours (docs/control.md).
 
 use ring_proto::ids::NodeId;
 
+use super::config::{LinkSpec, Trouble};
 use super::runtime::{EngineGone, EngineHandle};
 use crate::control::connection::Connection;
 use crate::control::{
     Done, FaultAdded, Faults, FaultsRemoved, Healed, Links, PortRow, Request, SCHEMA,
 };
 use crate::device::{Device, LinkChange, NodeInfo};
+
+/// Changes a link that is named.
+pub(crate) fn set_link(device: &mut Device, link: &LinkSpec) -> Result<(), String> {
+    let (from, to) = (named(device, &link.from)?, named(device, &link.to)?);
+    let set = device.change_link(from, to, link.change);
+    set.map_err(|error| error.to_string())
+}
+
+/// Does what an event says.
+pub(crate) fn make(device: &mut Device, trouble: &Trouble) -> Result<(), String> {
+    match trouble {
+        Trouble::Link { links } => links.iter().try_for_each(|link| set_link(device, link)),
+        Trouble::Port { node, up } => {
+            let node = named(device, node)?;
+            let set = device.set_port(node, *up);
+            set.map_err(|error| error.to_string())
+        }
+        Trouble::Heal => {
+            device.heal();
+            Ok(())
+        }
+    }
+}
+
+fn named(device: &Device, name: &str) -> Result<NodeId, String> {
+    let nodes = device.nodes();
+    let found = nodes.iter().find(|node| node.name == name);
+    let names = || {
+        let all: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
+        all.join(", ")
+    };
+    found
+        .map(|node| node.id)
+        .ok_or_else(|| format!("there is no node {name:?}; the nodes are {}", names()))
+}
 
 /// Finds a node by its name, or says which there are.
 pub(crate) type NodeByName<'a> = &'a dyn Fn(&str) -> Result<NodeId, String>;

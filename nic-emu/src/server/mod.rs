@@ -38,8 +38,8 @@ pub(crate) mod telemetry;
 pub mod vfio;
 
 pub use config::{
-    BacklogFull, BadAddress, ClusterConfig, DebugConfig, Loopback, NODE_LIMIT, NodeAddress,
-    NodeSpec,
+    BacklogFull, BadAddress, ClusterConfig, DebugConfig, EventSpec, LabConfig, LinkSpec, Loopback,
+    NODE_LIMIT, NodeAddress, NodeSpec, Trouble,
 };
 pub use error::ServeError;
 pub use runtime::{EngineGone, EngineHandle, EngineThread};
@@ -181,6 +181,7 @@ impl Server {
             san_connect_limit_ms: None,
             loopback: Loopback::default(),
             debug,
+            lab: LabConfig::default(),
         };
         config.check()?;
         let listeners = paths
@@ -210,7 +211,7 @@ impl Server {
             validate: config.debug.validate,
             pause_on: config.debug.pause_on,
             virtual_time: config.debug.virtual_time,
-            ..DeviceOptions::default()
+            seed: config.lab.seed,
         });
         let nodes: Vec<_> = config
             .nodes
@@ -225,6 +226,13 @@ impl Server {
                 id
             })
             .collect();
+        device.seed_links(config.lab.seed);
+        for link in &config.lab.links {
+            lab::set_link(&mut device, link).map_err(|problem| ServeError::Config {
+                cluster: config.name.clone(),
+                problem,
+            })?;
+        }
         let engine = EngineThread::start(device)?;
         let mut reactor = Reactor::new(config, engine)?;
         for control in controls {

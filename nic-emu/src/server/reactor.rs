@@ -15,7 +15,7 @@ use ring_proto::telemetry::Reason;
 use tracing::{debug, info, warn};
 
 use super::channel::{self, Channel, FamilyId, Next, Process};
-use super::config::ClusterConfig;
+use super::config::{ClusterConfig, EventSpec};
 use super::epoll::{EventBuffer, Interest, Poller, Sources, Token, WakeFd};
 use super::error::{ServeError, system};
 use super::fd_pass;
@@ -68,6 +68,9 @@ pub(crate) struct Reactor {
     /// Control connections, oldest first.
     control_connections: VecDeque<Token>,
     log: LogBudget,
+    /// What is still to happen by the clock, and when the clock started.
+    events: VecDeque<EventSpec>,
+    started_ns: u64,
     engine: EngineThread,
 }
 
@@ -127,7 +130,9 @@ impl Reactor {
             stop: Arc::clone(&stop),
             stopping: false,
             ledger: Ledger::new(config.nodes.len()),
+            events: config.lab.events.iter().cloned().collect(),
             config,
+            started_ns: now_ns(),
             families: HashMap::new(),
             next_family: 1,
             resting: Vec::new(),
@@ -167,6 +172,7 @@ impl Reactor {
     /// Works until somebody asks for the end.
     pub(crate) fn run(&mut self) -> Result<(), ServeError> {
         let mut buffer = EventBuffer::new(128);
+        self.started_ns = now_ns();
         while !self.stopping {
             let timeout = self.next_wait();
             let mut ready: Vec<_> = self
@@ -180,6 +186,7 @@ impl Reactor {
                     .map_err(|EngineGone| ServeError::EngineGone)?;
             }
             self.end_half_open()
+                .and_then(|()| self.run_events())
                 .map_err(|EngineGone| ServeError::EngineGone)?;
         }
         Ok(())
@@ -190,7 +197,32 @@ impl Reactor {
         let rest = (!self.resting.is_empty()).then_some(REST_NS);
         let first = self.half_open.front();
         let handshake = first.map(|&(deadline, _)| deadline.saturating_sub(now_ns()));
-        rest.into_iter().chain(handshake).min()
+        let event = self.events.front();
+        let event = event.map(|event| self.due_ns(event).saturating_sub(now_ns()));
+        rest.into_iter().chain(handshake).chain(event).min()
+    }
+
+    fn due_ns(&self, event: &EventSpec) -> u64 {
+        self.started_ns.saturating_add(event.at_ns)
+    }
+
+    /// Does what is due by the clock.
+    fn run_events(&mut self) -> Result<(), EngineGone> {
+        while let Some(event) = self.events.front()
+            && now_ns() >= self.due_ns(event)
+            && let Some(event) = self.events.pop_front()
+        {
+            let EventSpec { at_ns, what } = event;
+            info!(at_ns, ?what, "event of the cluster");
+            let made = self
+                .engine
+                .handle()
+                .call(move |device| lab::make(device, &what))?;
+            if let Err(error) = made {
+                warn!(at_ns, error, "event of the cluster");
+            }
+        }
+        Ok(())
     }
 
     /// Notes a device connection that owes its VERSION; with too many of them the oldest goes.

@@ -87,6 +87,7 @@ pub(crate) fn config(dir: &Path) -> ClusterConfig {
         san_connect_limit_ms: None,
         loopback: Loopback::Tcp,
         debug: DebugConfig::default(),
+        lab: nic_emu::server::LabConfig::default(),
     }
 }
 

@@ -17,8 +17,8 @@ use crate::device::fields::{FieldError, Fields};
 use crate::device::{Device, DeviceError};
 
 /// New values of some parameters of a direction; the others stay.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
-#[serde(default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct LinkChange {
     /// False cuts it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,6 +77,22 @@ impl LinkChange {
             corrupt_ppm: fields.small("corrupt_ppm", MILLION)?,
             bandwidth_bps: fields.number("bandwidth_bps")?,
         })
+    }
+
+    /// This change, and where it says nothing the other one.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            up: self.up.or(other.up),
+            latency_ns: self.latency_ns.or(other.latency_ns),
+            jitter_ns: self.jitter_ns.or(other.jitter_ns),
+            loss_ppm: self.loss_ppm.or(other.loss_ppm),
+            reorder_ppm: self.reorder_ppm.or(other.reorder_ppm),
+            reorder_ns: self.reorder_ns.or(other.reorder_ns),
+            duplicate_ppm: self.duplicate_ppm.or(other.duplicate_ppm),
+            corrupt_ppm: self.corrupt_ppm.or(other.corrupt_ppm),
+            bandwidth_bps: self.bandwidth_bps.or(other.bandwidth_bps),
+        }
     }
 
     fn applied(self, to: LinkParameters) -> LinkParameters {

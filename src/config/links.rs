@@ -1,0 +1,387 @@
+//! `[[link]]` and `[[event]]` of a cluster file: how packets fare between nodes, and what changes when.
+//!
+//! Place: `config` hands the tables in once the nodes are known; the emulator sets the links at its start and runs the events by the clock.
+//! Invariants: both ends of a link are nodes of the file and differ, no pair stands twice, every value is one that the device takes; events
+//! are in the order of their times. Source: ours, docs/cluster.md. Leaves out: models that the device does not have (queues, MTU).
+
+use nic_emu::device::LinkChange;
+use nic_emu::server::{EventSpec, LinkSpec, Trouble};
+use serde::{Deserialize, Serialize};
+
+use super::tree::{Entry, Node, Value};
+use super::{Fault, choice, fault, table, unknown, wrong_kind};
+use crate::units;
+
+/// Parameters that both `[[link]]` and `set` take.
+const PARAMETERS: [&str; 8] = [
+    "bandwidth",
+    "latency",
+    "jitter",
+    "loss",
+    "reorder",
+    "reorder_by",
+    "duplicate",
+    "corrupt",
+];
+
+/// A link as the file describes it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct LinkPlan {
+    pub(crate) a: String,
+    pub(crate) b: String,
+    pub(crate) a_to_b: LinkChange,
+    pub(crate) b_to_a: LinkChange,
+}
+
+impl LinkPlan {
+    /// Its two directions.
+    pub(crate) fn directions(&self) -> [LinkSpec; 2] {
+        let direction = |from: &str, to: &str, change| LinkSpec {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            change,
+        };
+        [
+            direction(&self.a, &self.b, self.a_to_b),
+            direction(&self.b, &self.a, self.b_to_a),
+        ]
+    }
+
+    /// The table of a cluster file.
+    pub(crate) fn to_toml(&self) -> String {
+        let mut text = format!("\n[[link]]\na = \"{}\"\nb = \"{}\"\n", self.a, self.b);
+        if self.a_to_b == self.b_to_a {
+            for (key, value) in shown(&self.a_to_b) {
+                text.push_str(&format!("{key} = {value}\n"));
+            }
+        } else {
+            text.push_str(&format!("a_to_b = {}\n", inline(&self.a_to_b)));
+            text.push_str(&format!("b_to_a = {}\n", inline(&self.b_to_a)));
+        }
+        text
+    }
+}
+
+/// The table of a cluster file.
+pub(crate) fn event_to_toml(event: &EventSpec) -> String {
+    let head = format!("\n[[event]]\nat = \"{}\"\n", units::show_time(event.at_ns));
+    let rest = match &event.what {
+        Trouble::Heal => "action = \"heal\"\n".to_owned(),
+        Trouble::Port { node, up } => format!("node = \"{node}\"\naction = \"{}\"\n", word(*up)),
+        Trouble::Link { links } => {
+            let link = match links.as_slice() {
+                [one] => format!("\"{}->{}\"", one.from, one.to),
+                [one, ..] => format!("[\"{}\", \"{}\"]", one.from, one.to),
+                [] => "[]".into(),
+            };
+            let change = links.first().map(|link| link.change).unwrap_or_default();
+            match change.up {
+                Some(up) => format!("link = {link}\naction = \"{}\"\n", word(up)),
+                None => format!(
+                    "link = {link}\naction = \"set\"\nset = {}\n",
+                    inline(&change)
+                ),
+            }
+        }
+    };
+    head + &rest
+}
+
+const fn word(up: bool) -> &'static str {
+    if up { "up" } else { "down" }
+}
+
+fn shown(change: &LinkChange) -> Vec<(&'static str, String)> {
+    let quoted = |text: String| format!("\"{text}\"");
+    let time = |ns: Option<u64>| ns.map(|ns| quoted(units::show_time(ns)));
+    let share = |ppm: Option<u32>| ppm.map(|ppm| quoted(units::show_share(ppm)));
+    let values = [
+        change
+            .bandwidth_bps
+            .map(|bps| quoted(units::show_rate(bps))),
+        time(change.latency_ns),
+        time(change.jitter_ns),
+        share(change.loss_ppm),
+        share(change.reorder_ppm),
+        time(change.reorder_ns),
+        share(change.duplicate_ppm),
+        share(change.corrupt_ppm),
+    ];
+    let mut all: Vec<_> = PARAMETERS
+        .into_iter()
+        .zip(values)
+        .filter_map(|(key, value)| Some((key, value?)))
+        .collect();
+    if let Some(up) = change.up {
+        all.push(("up", up.to_string()));
+    }
+    all
+}
+
+fn inline(change: &LinkChange) -> String {
+    let all: Vec<_> = shown(change)
+        .into_iter()
+        .map(|(key, value)| format!("{key} = {value}"))
+        .collect();
+    format!("{{ {} }}", all.join(", "))
+}
+
+/// Reads all `[[link]]` tables.
+pub(super) fn read_links(entry: &Entry, nodes: &[String]) -> Result<Vec<LinkPlan>, Fault> {
+    let mut links: Vec<LinkPlan> = Vec::new();
+    for (index, node) in tables(entry, "link")?.iter().enumerate() {
+        let link = read_link(node, index, nodes)?;
+        let twin = links.iter().position(|other| {
+            (&other.a, &other.b) == (&link.a, &link.b) || (&other.a, &other.b) == (&link.b, &link.a)
+        });
+        if let Some(twin) = twin {
+            return fault(
+                node.line,
+                format!(
+                    "link[{index}]: link[{twin}] is between `{}` and `{}` too",
+                    link.a, link.b
+                ),
+            );
+        }
+        links.push(link);
+    }
+    Ok(links)
+}
+
+fn read_link(node: &Node, index: usize, nodes: &[String]) -> Result<LinkPlan, Fault> {
+    let place = format!("link[{index}]");
+    let (mut a, mut b) = (None, None);
+    let mut both = LinkChange::default();
+    let mut over = [LinkChange::default(); 2];
+    for entry in table(node, &place)? {
+        let path = format!("{place}.{}", entry.key);
+        match entry.key.as_str() {
+            "a" => a = Some(known_node(entry, &path, nodes)?),
+            "b" => b = Some(known_node(entry, &path, nodes)?),
+            "a_to_b" => over[0] = read_change(&entry.node, &path)?,
+            "b_to_a" => over[1] = read_change(&entry.node, &path)?,
+            _ if is_parameter(&entry.key) => read_parameter(entry, &path, &mut both)?,
+            _ => {
+                let mut keys = vec!["a", "b", "a_to_b", "b_to_a", "up"];
+                keys.extend(PARAMETERS);
+                return unknown(entry, &place, &keys);
+            }
+        }
+    }
+    let (Some(a), Some(b)) = (a, b) else {
+        return fault(
+            node.line,
+            format!("{place} needs two ends: `a` and `b`, names of nodes"),
+        );
+    };
+    if a == b {
+        return fault(node.line, format!("{place}: both ends are `{a}`"));
+    }
+    Ok(LinkPlan {
+        a,
+        b,
+        a_to_b: over[0].or(both),
+        b_to_a: over[1].or(both),
+    })
+}
+
+fn known_node(entry: &Entry, path: &str, nodes: &[String]) -> Result<String, Fault> {
+    let Value::Text(text) = &entry.node.value else {
+        return wrong_kind(entry, path, "the name of a node");
+    };
+    check_node(entry, path, text, nodes)?;
+    Ok(text.clone())
+}
+
+fn check_node(entry: &Entry, path: &str, text: &str, nodes: &[String]) -> Result<(), Fault> {
+    if nodes.iter().any(|node| node == text) {
+        return Ok(());
+    }
+    fault(
+        entry.node.line.or(entry.line),
+        format!(
+            "{path}: there is no node `{text}`; the nodes are {}",
+            nodes.join(", ")
+        ),
+    )
+}
+
+fn is_parameter(key: &str) -> bool {
+    key == "up" || PARAMETERS.contains(&key)
+}
+
+fn read_change(node: &Node, path: &str) -> Result<LinkChange, Fault> {
+    let mut change = LinkChange::default();
+    for entry in table(node, path)? {
+        if !is_parameter(&entry.key) {
+            let mut keys = PARAMETERS.to_vec();
+            keys.push("up");
+            return unknown(entry, path, &keys);
+        }
+        read_parameter(entry, &format!("{path}.{}", entry.key), &mut change)?;
+    }
+    Ok(change)
+}
+
+fn read_parameter(entry: &Entry, path: &str, change: &mut LinkChange) -> Result<(), Fault> {
+    if entry.key == "up" {
+        change.up = Some(super::boolean(entry, path)?);
+        return Ok(());
+    }
+    let wanted = match entry.key.as_str() {
+        "bandwidth" => "a rate, as \"10 Gbit/s\",",
+        "loss" | "reorder" | "duplicate" | "corrupt" => "a share, as \"0.1 %\",",
+        _ => "a time, as \"25 us\",",
+    };
+    let Value::Text(text) = &entry.node.value else {
+        return wrong_kind(entry, path, wanted);
+    };
+    let wrong = |message: String| Fault {
+        line: entry.node.line.or(entry.line),
+        message: format!("{path}: {message}"),
+    };
+    let time = || units::time_ns(text).map(Some).map_err(wrong);
+    let share = || units::share_ppm(text).map(Some).map_err(wrong);
+    match entry.key.as_str() {
+        "bandwidth" => change.bandwidth_bps = units::rate_bps(text).map(Some).map_err(wrong)?,
+        "latency" => change.latency_ns = time()?,
+        "jitter" => change.jitter_ns = time()?,
+        "loss" => change.loss_ppm = share()?,
+        "reorder" => change.reorder_ppm = share()?,
+        "reorder_by" => change.reorder_ns = time()?,
+        "duplicate" => change.duplicate_ppm = share()?,
+        _ => change.corrupt_ppm = share()?,
+    }
+    Ok(())
+}
+
+/// Reads all `[[event]]` tables.
+pub(super) fn read_events(entry: &Entry, nodes: &[String]) -> Result<Vec<EventSpec>, Fault> {
+    let mut events = Vec::new();
+    for (index, node) in tables(entry, "event")?.iter().enumerate() {
+        events.push(read_event(node, index, nodes)?);
+    }
+    events.sort_by_key(|event| event.at_ns);
+    Ok(events)
+}
+
+fn read_event(node: &Node, index: usize, nodes: &[String]) -> Result<EventSpec, Fault> {
+    let place = format!("event[{index}]");
+    let (mut at_ns, mut ends, mut port, mut action, mut set) = (None, None, None, None, None);
+    for entry in table(node, &place)? {
+        let path = format!("{place}.{}", entry.key);
+        match entry.key.as_str() {
+            "at" => at_ns = Some(read_time(entry, &path)?),
+            "link" => ends = Some(read_ends(entry, &path, nodes)?),
+            "node" => port = Some(known_node(entry, &path, nodes)?),
+            "action" => {
+                action = Some(choice(
+                    entry,
+                    &path,
+                    &["set", "down", "up", "partition", "heal"],
+                )?);
+            }
+            "set" => set = Some(read_change(&entry.node, &path)?),
+            _ => return unknown(entry, &place, &["at", "link", "node", "action", "set"]),
+        }
+    }
+    let wrong = |message: &str| fault(node.line, format!("{place}: {message}"));
+    let Some(at_ns) = at_ns else {
+        return wrong("`at` is missing: the time since the start, as \"5 s\"");
+    };
+    let Some(action) = action else {
+        return wrong("`action` is missing: \"set\", \"down\", \"up\", \"partition\" or \"heal\"");
+    };
+    if (action == "set") != set.is_some() {
+        return wrong("`action = \"set\"` and `set = { latency = \"1 ms\" }` need each other");
+    }
+    let what = match (action, ends, port) {
+        ("heal", None, None) => Trouble::Heal,
+        ("down" | "up", None, Some(node)) => Trouble::Port {
+            node,
+            up: action == "up",
+        },
+        ("set" | "down" | "up" | "partition" | "heal", Some(ends), None) => {
+            let change = set.unwrap_or(LinkChange {
+                up: Some(matches!(action, "up" | "heal")),
+                ..LinkChange::default()
+            });
+            let links = ends
+                .into_iter()
+                .map(|(from, to)| LinkSpec { from, to, change });
+            Trouble::Link {
+                links: links.collect(),
+            }
+        }
+        (_, Some(_), Some(_)) => return wrong("`link` and `node` exclude each other"),
+        (_, None, Some(_)) => return wrong("with `node`, `action` is \"down\" or \"up\""),
+        _ => {
+            return wrong(
+                "`link` is missing: [\"a\", \"b\"] for both directions, \"a->b\" for one",
+            );
+        }
+    };
+    Ok(EventSpec { at_ns, what })
+}
+
+fn read_time(entry: &Entry, path: &str) -> Result<u64, Fault> {
+    let Value::Text(text) = &entry.node.value else {
+        return wrong_kind(entry, path, "a time, as \"5 s\",");
+    };
+    units::time_ns(text)
+        .or_else(|message| fault(entry.node.line.or(entry.line), format!("{path}: {message}")))
+}
+
+/// The directions that a text or a pair of names means.
+fn read_ends(entry: &Entry, path: &str, nodes: &[String]) -> Result<Vec<(String, String)>, Fault> {
+    const WANTED: &str = "[\"a\", \"b\"] for both directions or \"a->b\" for one";
+    let (from, to, both) = match &entry.node.value {
+        Value::Text(text) => match text.split_once("->") {
+            Some((from, to)) => (from.trim().to_owned(), to.trim().to_owned(), false),
+            None => {
+                return fault(
+                    entry.node.line.or(entry.line),
+                    format!("{path}: \"{text}\" where {WANTED} belongs"),
+                );
+            }
+        },
+        Value::Array(items) => {
+            let names: Vec<_> = items
+                .iter()
+                .filter_map(|item| match &item.value {
+                    Value::Text(text) => Some(text.clone()),
+                    _ => None,
+                })
+                .collect();
+            match <[String; 2]>::try_from(names) {
+                Ok([from, to]) if items.len() == 2 => (from, to, true),
+                _ => return wrong_kind(entry, path, WANTED),
+            }
+        }
+        _ => return wrong_kind(entry, path, WANTED),
+    };
+    for name in [&from, &to] {
+        check_node(entry, path, name, nodes)?;
+    }
+    if from == to {
+        return fault(
+            entry.node.line.or(entry.line),
+            format!("{path}: both ends are `{from}`"),
+        );
+    }
+    let mut ends = vec![(from.clone(), to.clone())];
+    if both {
+        ends.push((to, from));
+    }
+    Ok(ends)
+}
+
+fn tables<'a>(entry: &'a Entry, key: &str) -> Result<&'a [Node], Fault> {
+    match &entry.node.value {
+        Value::Array(items) => Ok(items),
+        _ => fault(
+            entry.line,
+            format!("`{key}` must be an array of tables: write `[[{key}]]`"),
+        ),
+    }
+}
