@@ -14,9 +14,9 @@ fn a_mistake_is_one_line_with_file_line_and_key_and_starts_nothing() {
             "unknown key `latency`",
         ),
         (
-            "[cluster]\nloopback = \"san\"\n[[node]]\nname = \"a\"\n",
+            "[cluster]\nloopback = \"lan\"\n[[node]]\nname = \"a\"\n",
             ":2:",
-            "not built yet",
+            "\"tcp\" or \"san\"",
         ),
         (
             "[[node]]\nname = \"a\"\naddresses = [\"192.168.0.1/24\"]\n",
