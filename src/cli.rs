@@ -14,6 +14,12 @@ use nic_emu::server::{Loopback, Sandbox};
 
 use crate::units;
 
+mod bench;
+
+pub(crate) use bench::{
+    BenchCompare, BenchEffort, BenchOutput, BenchRdma, BenchRing, Benchmark, Placement, RingMetric,
+};
+
 const OVERVIEW: &str = "Example, in two terminals:
   sanlab up
   sanlab run --node a -- python3 -m http.server 8000
@@ -59,6 +65,9 @@ pub(crate) enum Command {
     Fault(Fault),
     /// Check what this machine allows, and say how to get the rest.
     Doctor(Doctor),
+    /// Measure queues, and the NIC, beside a baseline in the same run.
+    #[command(subcommand)]
+    Bench(Benchmark),
     /// The process that emulates a cluster.
     #[command(name = "__emulator", hide = true)]
     Emulator(Emulator),

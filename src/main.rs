@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod benchmark;
 mod check;
 mod claim;
 mod cli;
@@ -61,6 +62,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Port(arguments) => lab::link::port(&arguments),
         Command::Fault(arguments) => lab::fault::fault(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
+        Command::Bench(command) => benchmark::bench(&command),
         Command::Emulator(arguments) => emulator::serve(&arguments),
         Command::Program(program) => program_of_the_demo(program),
         Command::ProbeUserNamespace => doctor::probe_user_namespace(),
