@@ -27,17 +27,22 @@ fn python() -> Option<std::path::PathBuf> {
     Some(python)
 }
 
-#[test]
-fn a_replicated_program_is_partitioned_by_pytest() {
+/// Runs some of the example's tests. Each has its own patience: they start many programs.
+fn passes(names: &[&str]) {
     let Some(python) = python() else {
         return;
     };
-    let lab = Lab::new("a_replicated_program_is_partitioned_by_pytest");
+    let lab = Lab::new(names[0]);
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/pytest");
     let mut pytest = Command::new(python);
     pytest
         .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
-        .arg(&example)
+        .args(
+            names
+                .iter()
+                .map(|name| format!("test_partition.py::{name}")),
+        )
+        .current_dir(example)
         .env("SANLAB", env!("CARGO_BIN_EXE_sanlab"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("TMPDIR", lab.directory())
@@ -46,5 +51,41 @@ fn a_replicated_program_is_partitioned_by_pytest() {
     let status = run.wait();
     let said = run.stdout();
     assert!(status.success(), "{said}");
-    assert!(said.contains("5 passed"), "{said}");
+    assert!(said.contains(&format!("{} passed", names.len())), "{said}");
+}
+
+#[test]
+fn follower_falls_behind_in_a_partition_and_catches_up() {
+    passes(&["test_follower_falls_behind_in_a_partition_and_catches_up"]);
+}
+
+#[test]
+fn one_way_partition_holds_the_answers_back_alone() {
+    passes(&["test_one_way_partition_holds_the_answers_back_alone"]);
+}
+
+#[test]
+fn log_is_whole_over_a_bad_link_and_faults() {
+    passes(&["test_log_is_whole_over_a_bad_link_and_faults"]);
+}
+
+#[test]
+fn refusals_are_exceptions_and_the_client_stands_alone() {
+    passes(&[
+        "test_refusals_name_what_would_be_right",
+        "test_client_needs_the_standard_library_alone",
+    ]);
+}
+
+#[test]
+fn every_test_of_the_example_is_run_here() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/pytest/test_partition.py");
+    let example = std::fs::read_to_string(path).expect("the example is there");
+    let own = include_str!("programs_pytest.rs");
+    for line in example.lines() {
+        if let Some(rest) = line.strip_prefix("def test_") {
+            let name = rest.split('(').next().unwrap_or_default();
+            assert!(own.contains(&format!("\"test_{name}\"")), "{name}");
+        }
+    }
 }
