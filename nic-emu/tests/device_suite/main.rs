@@ -8,6 +8,7 @@
 
 mod admin;
 mod atomics;
+mod bursts;
 mod client;
 mod cm;
 mod completion;
