@@ -19,9 +19,13 @@ use crate::record;
 use crate::sys;
 
 /// Looks at the completion ring between two checks that the device lives.
-const LOOKS_PER_CHECK: u32 = 1024;
+const LOOKS_PER_CHECK: u32 = 256;
 /// Commands without a completion taken, at most: the rings never overrun.
 const OUTSTANDING: u32 = record::ADMIN_DEPTH / 2;
+/// How long to yield and look again. An awake device answers within a few microseconds.
+const YIELD_NS: u64 = 50_000;
+/// Sleep between looks after that: a device that waits for a processor may have this one.
+const DOZE_NS: u64 = 20_000;
 /// Longest wait for a completion. A device that takes longer is gone, and so is everything on it.
 const LIMIT_NS: u64 = 10_000_000_000;
 
@@ -134,6 +138,7 @@ impl Locked<'_> {
         let header = self.function.header();
         let ring = self.completions();
         let mut deadline = None;
+        let mut yields_until_ns = None;
         let mut looks = 0_u32;
         loop {
             let consumer = header.admin_consumer.load(Ordering::Relaxed);
@@ -154,7 +159,12 @@ impl Locked<'_> {
                     return Err(AdminError::Dead);
                 }
             }
-            sys::yield_now();
+            let now_ns = sys::now_ns();
+            if now_ns < *yields_until_ns.get_or_insert(now_ns + YIELD_NS) {
+                sys::yield_now();
+            } else {
+                sys::doze(DOZE_NS);
+            }
         }
     }
 

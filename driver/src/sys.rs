@@ -543,6 +543,15 @@ pub fn yield_now() {
     rustix::thread::sched_yield();
 }
 
+/// Sleeps about so long; a signal may end it early.
+pub fn doze(ns: u64) {
+    let span = rustix::thread::Timespec {
+        tv_sec: 0,
+        tv_nsec: i64::try_from(ns.min(999_999_999)).unwrap_or(0),
+    };
+    let _rest = rustix::thread::nanosleep(&span);
+}
+
 /// This process.
 #[must_use]
 pub fn pid() -> u32 {
