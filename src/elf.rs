@@ -37,8 +37,21 @@ const SET_GROUP_ID: u32 = 0o2010;
 const PT_DYNAMIC: u32 = 2;
 const PT_INTERP: u32 = 3;
 const PT_NOTE: u32 = 4;
+const SHT_DYNAMIC: u32 = 6;
 const SHT_GNU_VERDEF: u32 = 0x6fff_fffd;
 const SHT_GNU_VERNEED: u32 = 0x6fff_fffe;
+
+/// The sanitizer's runtime that a program is linked to, by the name the dynamic linker knows. It must be loaded before any other
+/// library.
+pub(crate) fn sanitizer(program: &Path) -> Option<String> {
+    let needed = Image::read(program)?.needed_libraries;
+    let is_runtime = |name: &String| {
+        ["libasan.so", "libtsan.so", "libhwasan.so", "liblsan.so"]
+            .iter()
+            .any(|runtime| name.starts_with(runtime))
+    };
+    needed.into_iter().find(is_runtime)
+}
 
 /// What keeps `program` from carrying the preload library at `library`, if anything.
 pub(crate) fn obstacle(program: &Path, library: &Path) -> Option<Obstacle> {
@@ -176,6 +189,7 @@ struct Image {
     is_64_bit: bool,
     is_go: bool,
     interpreter: Option<PathBuf>,
+    needed_libraries: Vec<String>,
     needed_versions: Vec<String>,
     defined_versions: Vec<String>,
 }
@@ -228,6 +242,7 @@ impl Image {
         let sections = parts(file, u64_at(header, 40)?, &header[58..62], section)?;
         for section in &sections {
             let walk: Walk = match section.kind {
+                SHT_DYNAMIC => needed_files,
                 SHT_GNU_VERNEED => needed_names,
                 SHT_GNU_VERDEF => defined_names,
                 _ => continue,
@@ -239,6 +254,7 @@ impl Image {
                 .filter_map(|offset| text_at(&strings, offset))
                 .collect();
             match section.kind {
+                SHT_DYNAMIC => self.needed_libraries = names,
                 SHT_GNU_VERNEED => self.needed_versions = names,
                 _ => self.defined_versions = names,
             }
@@ -247,8 +263,15 @@ impl Image {
     }
 }
 
-/// Lists the string offsets of the version names in a section.
+/// Lists the string offsets of the names in a section.
 type Walk = fn(&[u8]) -> Vec<u32>;
+
+fn needed_files(data: &[u8]) -> Vec<u32> {
+    const DT_NEEDED: u64 = 1;
+    let entries = data.chunks_exact(16);
+    let needed = entries.filter(|entry| u64_at(entry, 0) == Some(DT_NEEDED));
+    needed.filter_map(|entry| u32_at(entry, 8)).collect()
+}
 
 fn needed_names(data: &[u8]) -> Vec<u32> {
     let mut names = Vec::new();
@@ -487,6 +510,13 @@ mod tests {
             "{offered:?} {wanted:?}"
         );
         assert_eq!(obstacle(&own, &own), None);
+        assert!(
+            image
+                .needed_libraries
+                .iter()
+                .any(|name| name == "libc.so.6")
+        );
+        assert_eq!(sanitizer(&own), None);
     }
 
     #[test]

@@ -66,7 +66,12 @@ pub(crate) fn run(arguments: &cli::Run) -> Result<(), Failure> {
             let (config, fd) = control::channel(&cluster.directory, &node.name, arguments.loopback)
                 .map_err(launcher)?;
             let number = settle(fd).map_err(launcher)?;
-            let preload = preload_list(&library, std::env::var_os("LD_PRELOAD"));
+            let runtime = elf::sanitizer(&program);
+            let inherited = std::env::var_os("LD_PRELOAD");
+            let preload = preload_list(runtime.as_deref(), &library, inherited);
+            if runtime.is_some_and(|name| name.starts_with("libtsan")) {
+                command.env(TSAN_OPTIONS, tsan_options(std::env::var_os(TSAN_OPTIONS)));
+            }
             command
                 .env(channel::ENV_CONFIG, config)
                 .env(channel::ENV_CHANNEL, number.to_string())
@@ -170,9 +175,28 @@ fn settle(channel: OwnedFd) -> anyhow::Result<RawFd> {
     anyhow::bail!("no descriptor below {ceiling} is free for the channel; raise `ulimit -n`")
 }
 
-/// Our library in front of what the user preloads, once.
-fn preload_list(library: &Path, inherited: Option<OsString>) -> OsString {
-    let mut list = library.as_os_str().to_owned();
+/// What ThreadSanitizer reads.
+const TSAN_OPTIONS: &str = "TSAN_OPTIONS";
+
+/// ThreadSanitizer sees calls of a library that was built without it, and not the order its atomics make; and it ends a child that
+/// has threads, of which ours is one. What the user says comes later and wins.
+fn tsan_options(inherited: Option<OsString>) -> OsString {
+    let mut options = OsString::from("ignore_noninstrumented_modules=1:die_after_fork=0");
+    if let Some(inherited) = inherited {
+        options.push(":");
+        options.push(inherited);
+    }
+    options
+}
+
+/// Our library in front of what the user preloads, once; a sanitizer's runtime insists on being the first of all.
+fn preload_list(runtime: Option<&str>, library: &Path, inherited: Option<OsString>) -> OsString {
+    let mut list = OsString::new();
+    if let Some(runtime) = runtime {
+        list.push(runtime);
+        list.push(":");
+    }
+    list.push(library);
     let inherited = inherited.unwrap_or_default();
     let others = inherited
         .as_encoded_bytes()
@@ -192,9 +216,18 @@ mod tests {
     #[test]
     fn the_library_comes_first_and_once() {
         let library = Path::new("/x/lib.so");
-        assert_eq!(preload_list(library, None), "/x/lib.so");
-        let kept = preload_list(library, Some("/a.so /x/lib.so:/b.so".into()));
+        assert_eq!(preload_list(None, library, None), "/x/lib.so");
+        let kept = preload_list(None, library, Some("/a.so /x/lib.so:/b.so".into()));
         assert_eq!(kept, "/x/lib.so:/a.so:/b.so");
+        let list = preload_list(Some("libasan.so.8"), library, None);
+        assert_eq!(list, "libasan.so.8:/x/lib.so");
+    }
+
+    #[test]
+    fn what_the_user_tells_a_sanitizer_comes_last() {
+        let options = tsan_options(Some("die_after_fork=1".into()));
+        let options = options.to_str().unwrap();
+        assert!(options.ends_with(":die_after_fork=1"), "{options}");
     }
 
     #[test]

@@ -10,10 +10,12 @@
     reason = "system calls by inline assembly, and pointers handed to the kernel"
 )]
 
+use core::ffi::c_void;
 use core::mem::size_of;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use core::ptr::{self, NonNull};
 use std::os::fd::RawFd;
+use std::sync::OnceLock;
 
 /// A Linux error number, positive.
 type Errno = i32;
@@ -535,7 +537,23 @@ pub fn map_shared(fd: RawFd, len: usize) -> SysResult<NonNull<u8>> {
 pub fn map_private(len: usize) -> SysResult<NonNull<u8>> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    map(len, protection, flags, -1)
+    let memory = map(len, protection, flags, -1)?;
+    if let Some(told) = LEAK_CHECKER.get() {
+        told(memory.as_ptr().cast(), len);
+    }
+    Ok(memory)
+}
+
+/// A leak checker's function that takes memory in which it should look for pointers.
+pub type RootRegion = extern "C" fn(*const c_void, usize);
+
+static LEAK_CHECKER: OnceLock<RootRegion> = OnceLock::new();
+
+/// Names a leak checker in this process: what lies behind pointers in [`map_private`] memory is not lost. Before there is a second
+/// thread.
+pub fn set_leak_checker(told: RootRegion) {
+    // A second one would be the same.
+    LEAK_CHECKER.set(told).ok();
 }
 
 fn map(len: usize, protection: i32, flags: i32, fd: RawFd) -> SysResult<NonNull<u8>> {

@@ -24,6 +24,11 @@ pub(crate) fn find<const N: usize>(names: [&str; N]) -> Option<[PathBuf; N]> {
     found.try_into().ok()
 }
 
+/// Says that a test does not run here, and why.
+pub(crate) fn skip(why: std::fmt::Arguments<'_>) {
+    eprintln!("skipped: {why}");
+}
+
 /// The system's program first: a user's wrapper of the same name may start something else.
 fn locate(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

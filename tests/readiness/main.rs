@@ -115,3 +115,130 @@ fn a_program_that_waits_and_its_emulator_do_nothing_at_all() {
     });
     idle.kill();
 }
+
+/// Cases that are enough where a tool makes everything slow: bits, sleeping threads, a forked child.
+const SHORT: [&str; 3] = ["bits_of_states", "threads", "shared_over_fork"];
+
+/// Runs a command natively and over the SAN; both must say the same. Skipped with a message where the tool does not work at all: tracing
+/// may be forbidden, or the machine's memory lie where a runtime wants its own.
+fn compare(lab: &Lab, tool: &str, words: &[&OsStr], told: impl Fn(String) -> String) {
+    let cluster = up(lab);
+    let mut native = Command::new(words[0]);
+    native.args(&words[1..]);
+    let mut native = lab.spawn("native", native);
+    if !native.wait().success() {
+        programs::skip(format_args!(
+            "{tool} does not work here: {}",
+            native.stderr()
+        ));
+        return;
+    }
+    let native = told(native.stdout());
+    assert!(native.lines().count() > 20, "{native}");
+    let mut process = lab.spawn("over-the-san", cluster.run("a", words));
+    let status = process.wait();
+    assert!(status.success(), "{tool}: {status}: {}", process.stderr());
+    assert_eq!(told(process.stdout()), native, "{tool}");
+    cluster.wait_no_connections();
+    cluster.assert_road(Road::San, &["a"]);
+}
+
+fn with_sanitizer(test: &str, sanitizer: &str) {
+    let lab = Lab::new(test);
+    let Some([gcc]) = programs::find(["gcc"]) else {
+        return;
+    };
+    let source = lab.write("readiness.c", include_str!("readiness.c"));
+    let program = lab.directory().join("readiness");
+    let mut compile = Command::new(gcc);
+    compile.args(["-O1", "-g", "-pthread", sanitizer, "-o"]);
+    compile.arg(&program).arg(source);
+    let mut compile = lab.spawn("gcc", compile);
+    if !compile.wait().success() {
+        programs::skip(format_args!(
+            "no runtime for {sanitizer}: {}",
+            compile.stderr()
+        ));
+        return;
+    }
+    let mut words = vec![program.as_os_str()];
+    words.extend(SHORT.map(OsStr::new));
+    compare(&lab, sanitizer, &words, |said| said);
+}
+
+#[test]
+fn a_program_built_with_address_sanitizer_sees_the_same() {
+    with_sanitizer(
+        "a_program_built_with_address_sanitizer_sees_the_same",
+        "-fsanitize=address",
+    );
+}
+
+#[test]
+fn a_program_built_with_thread_sanitizer_sees_the_same() {
+    with_sanitizer(
+        "a_program_built_with_thread_sanitizer_sees_the_same",
+        "-fsanitize=thread",
+    );
+}
+
+fn under_tool(test: &str, tool: &str, arguments: &[&str]) {
+    let lab = Lab::new(test);
+    let Some([tool_file]) = programs::find([tool]) else {
+        return;
+    };
+    let Some(program) = compile(&lab, "readiness", include_str!("readiness.c")) else {
+        return;
+    };
+    let mut words = vec![tool_file.as_os_str()];
+    words.extend(arguments.iter().map(OsStr::new));
+    words.push(program.as_os_str());
+    // Valgrind runs one thread at a time: the sleepers take minutes on a busy machine.
+    let cases = SHORT
+        .iter()
+        .filter(|&&case| tool != "valgrind" || case != "threads");
+    words.extend(cases.map(OsStr::new));
+    // What the debugger says itself goes with its own words.
+    let is_ours = |line: &&str| SHORT.iter().any(|case| line.starts_with(case));
+    let told = |said: String| {
+        said.lines()
+            .filter(is_ours)
+            .fold(String::new(), |all, line| all + line + "\n")
+    };
+    compare(&lab, tool, &words, told);
+}
+
+#[test]
+fn a_program_under_gdb_sees_the_same() {
+    under_tool(
+        "a_program_under_gdb_sees_the_same",
+        "gdb",
+        &[
+            "-q",
+            "-nx",
+            "-batch",
+            "-return-child-result",
+            "-ex",
+            "run",
+            "--args",
+        ],
+    );
+}
+
+#[test]
+fn a_program_under_strace_sees_the_same() {
+    under_tool(
+        "a_program_under_strace_sees_the_same",
+        "strace",
+        &["-f", "-o", "/dev/null"],
+    );
+}
+
+#[test]
+fn a_program_under_valgrind_sees_the_same() {
+    under_tool(
+        "a_program_under_valgrind_sees_the_same",
+        "valgrind",
+        &["-q", "--error-exitcode=9"],
+    );
+}

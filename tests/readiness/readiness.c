@@ -563,7 +563,9 @@ int main(int argc, char **argv) {
   signal(SIGPIPE, SIG_IGN);
   for (size_t n = 0; n < sizeof cases / sizeof *cases; n++) {
     current = cases[n].name;
-    if (argc < 2 || !strcmp(argv[1], current)) cases[n].run();
+    int is_wanted = argc < 2;
+    for (int k = 1; k < argc; k++) is_wanted |= !strcmp(argv[k], current);
+    if (is_wanted) cases[n].run();
   }
   return 0;
 }

@@ -47,6 +47,18 @@ fn look_up(name: &CStr) -> *mut c_void {
     unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) }
 }
 
+/// Tells a leak checker in this process, if there is one, of memory that we map.
+pub(crate) fn find_leak_checker() {
+    let name = c"__lsan_register_root_region";
+    // SAFETY: a C string and a valid handle.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    if !found.is_null() {
+        // SAFETY: LeakSanitizer's interface gives the function of this name this signature.
+        let told = unsafe { core::mem::transmute::<*mut c_void, switch::sys::RootRegion>(found) };
+        switch::sys::set_leak_checker(told);
+    }
+}
+
 fn find(slot: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
     // Relaxed, here and below: all threads find the same address, and the code behind it was there before any of them.
     let known = slot.load(Ordering::Relaxed);

@@ -85,6 +85,7 @@ static CONSTRUCTOR: extern "C" fn() = start;
 /// Runs before the program's `main`.
 extern "C" fn start() {
     real::resolve();
+    real::find_leak_checker();
     let Some(runtime) = from_environment() else {
         return;
     };

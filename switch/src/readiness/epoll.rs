@@ -9,7 +9,7 @@
 //! Source: epoll(7); Linux fs/eventpoll.c for what an edge is. Leaves out: what a child that shares the set after a fork registers.
 //!
 //! ```text
-//! kernel's set: kernel descriptors (program's data) | listeners' doorbells (program's data) | wake (a mark)
+//! kernel's set: kernel descriptors (program's data) | listeners' doorbells (program's data)
 //! ours:         SAN connections, connects under way, failed connects | sets within the set, for their SAN connections
 //! ```
 
@@ -58,7 +58,7 @@ pub struct EpollSet {
     pub(super) state: Lock<SetState>,
     /// A descriptor by which this process reached the kernel's set last.
     fd: AtomicI32,
-    /// Eventfd that interrupts those who sleep on the set; in the kernel's set. -1 for none.
+    /// Eventfd that interrupts those who sleep on the set. -1 for none.
     wake: AtomicI32,
     /// Threads that sleep for the set, or are about to.
     sleepers: AtomicU32,
@@ -78,6 +78,10 @@ pub(super) struct SetState {
     vectors: Vectors,
     /// Owns what [`EpollSet::wake`] names.
     wake: Option<EventFd>,
+    /// It lies in the kernel's set, for those who sleep there.
+    is_wake_in_set: bool,
+    /// It lies in the set of ours.
+    is_wake_in_waits: bool,
     /// Grows with each change of what is registered.
     pub(super) changes: u64,
     /// The last scan left no room for the kernel's events.
@@ -230,8 +234,15 @@ impl EpollSet {
             outers: Lock::new(Vec::new()),
         };
         let mut state = set.state.lock();
-        set.make_wake(&mut state, fd)?;
+        set.make_wake(&mut state)?;
+        let wake = state.wake.as_ref().map_or(-1, EventFd::fd);
         drop(state);
+        // A set answers that it does not hold it.
+        match sys::epoll_control(fd, libc::EPOLL_CTL_DEL, wake, 0, 0) {
+            Err(libc::ENOENT) => {}
+            Err(errno) => return Err(errno),
+            Ok(()) => return Err(libc::EINVAL),
+        }
         Ok(Arc::new(set))
     }
 
@@ -273,12 +284,14 @@ impl EpollSet {
                 // Before the place: a socket that moves in between has moved.
                 let stage = socket.stage();
                 let place = place_of(socket);
-                // The kernel's opinion of the arguments, also where the registration is ours.
-                sys::epoll_control(set_fd, operation, fd, events, data)?;
-                match place {
-                    Place::Kernel => {}
-                    Place::Listener(doorbell) => ring(set_fd, operation, doorbell, event),
-                    Place::Ours => change(set_fd, libc::EPOLL_CTL_DEL, fd, event),
+                // A registration of ours is never in the kernel's set, not for a moment: sleepers would see the parked socket.
+                if place == Place::Ours {
+                    check_exclusive(events)?;
+                } else {
+                    sys::epoll_control(set_fd, operation, fd, events, data)?;
+                }
+                if let Place::Listener(doorbell) = place {
+                    ring(set_fd, operation, doorbell, event);
                 }
                 state.registrations.push(Registration {
                     fd,
@@ -605,7 +618,7 @@ impl EpollSet {
         for inner in inners.iter().filter_map(Inner::living) {
             inner.each_of_ours(&mut arm);
         }
-        let on = state.vectors.waits().unwrap_or(set_fd);
+        let on = self.place_to_sleep(&mut state, set_fd);
         (on, (limit_ns != u64::MAX).then_some(limit_ns))
     }
 
@@ -627,25 +640,53 @@ impl EpollSet {
         }
     }
 
-    /// In a forked child: the vectors are the parent's. The kernel's set is shared, and keeps the parent's wake descriptor.
+    /// In a forked child: the vectors are the parent's. The kernel's set is shared, and keeps what the parent's sleepers need.
     /// DEVIATION: what is registered here is a copy from now on.
     fn forked(&self) {
         let mut state = self.state.lock();
         state.vectors.forget();
         state.wake = None;
+        (state.is_wake_in_set, state.is_wake_in_waits) = (false, false);
         // Relaxed: the child has one thread.
-        let fd = self.fd.load(Ordering::Relaxed);
         self.wake.store(-1, Ordering::Relaxed);
         self.sleepers.store(0, Ordering::Relaxed);
         self.plain_sleepers.store(0, Ordering::Relaxed);
         // Without it, other threads' changes are seen at the next wait only.
-        self.make_wake(&mut state, fd).ok();
+        self.make_wake(&mut state).ok();
     }
 
-    fn make_wake(&self, state: &mut SetState, set_fd: RawFd) -> SysResult<()> {
-        let wake = EventFd::new()?;
+    /// Where to sleep: in the program's set, with the wake descriptor in it, as long as the kernel knows all members and no other
+    /// set watches it; else in the set of ours.
+    fn place_to_sleep(&self, state: &mut SetState, set_fd: RawFd) -> RawFd {
+        let wake = state.wake.as_ref().map_or(-1, EventFd::fd);
         let data = Mark::Wake.data();
-        sys::epoll_control(set_fd, libc::EPOLL_CTL_ADD, wake.fd(), OURS, data)?;
+        let is_watched = !state.inners.is_empty() || !self.outers.lock().is_empty();
+        let waits = if is_watched {
+            state.vectors.make_waits(set_fd)
+        } else {
+            state.vectors.waits()
+        };
+        let Some(waits) = waits else {
+            if !core::mem::replace(&mut state.is_wake_in_set, true) {
+                let event = Event { events: OURS, data };
+                change(set_fd, libc::EPOLL_CTL_ADD, wake, event);
+            }
+            return set_fd;
+        };
+        if !core::mem::replace(&mut state.is_wake_in_waits, true) {
+            let event = Event { events: OURS, data };
+            change(waits, libc::EPOLL_CTL_ADD, wake, event);
+        }
+        if state.is_wake_in_set && self.plain_sleepers.load(Ordering::Acquire) == 0 {
+            state.is_wake_in_set = false;
+            let nothing = Event { events: 0, data };
+            change(set_fd, libc::EPOLL_CTL_DEL, wake, nothing);
+        }
+        waits
+    }
+
+    fn make_wake(&self, state: &mut SetState) -> SysResult<()> {
+        let wake = EventFd::new()?;
         // Relaxed: see `wake`.
         self.wake.store(wake.fd(), Ordering::Relaxed);
         state.wake = Some(wake);
@@ -768,6 +809,22 @@ fn place_of(socket: &SwitchSocket) -> Place {
 /// Changes an entry of the kernel's set beside the program's own call. What it cannot change is gone with its file.
 pub(super) fn change(set_fd: RawFd, operation: i32, fd: RawFd, event: Event) {
     sys::epoll_control(set_fd, operation, fd, event.events, event.data).ok();
+}
+
+/// What the kernel takes together with EPOLLEXCLUSIVE, asked here for registrations that it never sees.
+fn check_exclusive(events: u32) -> Result<(), Errno> {
+    #[expect(clippy::cast_sign_loss, reason = "bits")]
+    const FIT: u32 = (libc::EPOLLIN
+        | libc::EPOLLOUT
+        | libc::EPOLLERR
+        | libc::EPOLLHUP
+        | libc::EPOLLWAKEUP
+        | libc::EPOLLET
+        | libc::EPOLLEXCLUSIVE) as u32;
+    if events & bit::EXCLUSIVE != 0 && events & !FIT != 0 {
+        return Err(libc::EINVAL);
+    }
+    Ok(())
 }
 
 /// Changes the entry of a listener's doorbell: it stands for the readable half alone, and is always writable as a descriptor.

@@ -2,14 +2,14 @@
 //!
 //! Place: [`super::epoll`] arms connections with them. Invariants: what is ours stays out of the program's own set, which others may
 //! watch and a child shares; threads of this process sleep in a set of their own that holds the program's set beside the vectors.
-//! It is made with the first vector, so a set without SAN connections is slept on as it is. Everything carries a mark as data that
+//! It is made with the first vector, or when another set watches this one; else a set is slept on as it is. Everything carries a mark as data that
 //! no program can have: the address of one of our own bytes. Vectors are edge-triggered, the program's set is not: whoever sleeps
 //! next must find what the last one left.
 //! Source: ours; Linux fs/eventpoll.c for sets within sets.
 //!
 //! ```text
-//! threads sleep here: [ the program's set | vector, hang-up | vector, hang-up | ... ]
-//!                              | program's descriptors, listeners' doorbells, our wake descriptor
+//! threads sleep here: [ the program's set | wake | vector, hang-up | vector, hang-up | ... ]
+//!                              | program's descriptors, listeners' doorbells
 //! ```
 
 use std::os::fd::RawFd;
@@ -136,7 +136,8 @@ impl Vectors {
         Some(waiter)
     }
 
-    fn make_waits(&mut self, set: RawFd) -> Option<RawFd> {
+    /// Makes the place where threads sleep, without need of a vector.
+    pub(super) fn make_waits(&mut self, set: RawFd) -> Option<RawFd> {
         if self.waits.is_none() {
             let waits = driver::sys::epoll().ok()?;
             let readable = libc::EPOLLIN.cast_unsigned();
