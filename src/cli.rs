@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Port(Port),
     /// Make chosen pieces of work fail.
     Fault(Fault),
+    /// List connections, one a line: state, road, queues, credits, and why not the SAN.
+    Ss(Ss),
     /// Check what this machine allows, and say how to get the rest.
     Doctor(Doctor),
     /// Measure queues, and the NIC, beside a baseline in the same run.
@@ -488,6 +490,41 @@ fn clap_number(text: &str) -> Result<u32, String> {
         None => text.parse(),
     };
     number.map_err(|_| "a number from 0 to 4294967295, also in hexadecimal as 0x11".into())
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sanlab ss
+  sanlab ss --road tcp -p                 who is not on the SAN, and why
+  sanlab ss --node a --port 6379 --state estab
+  sanlab ss -H | awk '$5 > 0'             connections with bytes under way
+
+Recv-Q: bytes that have come and that no program has taken. Send-Q: bytes
+sent that have not arrived. Credits: messages the peer lets this end send.")]
+pub(crate) struct Ss {
+    #[command(flatten)]
+    pub(crate) choice: Choice,
+    /// Connections of this node.
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<String>,
+    /// Connections in this state, such as estab or close-wait.
+    #[arg(long, value_name = "STATE", ignore_case = true)]
+    pub(crate) state: Option<String>,
+    /// Connections with this port at either end.
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: Option<u16>,
+    /// Connections that took this road.
+    #[arg(long, value_name = "san|tcp", value_parser = ["san", "tcp"], hide_possible_values = true)]
+    pub(crate) road: Option<String>,
+    /// Show the program and its process id.
+    #[arg(short, long)]
+    pub(crate) processes: bool,
+    /// Leave out the line of titles.
+    #[arg(short = 'H', long)]
+    pub(crate) no_header: bool,
+    /// Print one JSON object instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -29,6 +29,7 @@ mod output;
 mod paths;
 mod run;
 mod signals;
+mod ss;
 mod stat;
 mod units;
 mod up;
@@ -61,6 +62,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Heal(arguments) => lab::link::heal(&arguments),
         Command::Port(arguments) => lab::link::port(&arguments),
         Command::Fault(arguments) => lab::fault::fault(&arguments),
+        Command::Ss(arguments) => ss::ss(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Bench(command) => benchmark::bench(&command),
         Command::Emulator(arguments) => emulator::serve(&arguments),

@@ -167,7 +167,9 @@ pub fn structures() -> Vec<Structure> {
         "telemetry::Header": telemetry::Header {
             magic, pid, program, san_tx_bytes, san_rx_bytes, tcp_connections, san_connections, entries_used, fallbacks, reserved,
         }
-        "telemetry::Entry": telemetry::Entry { state, road, local, remote, tx_bytes, rx_bytes }
+        "telemetry::Entry": telemetry::Entry {
+            state, road, local, remote, tx_bytes, rx_bytes, accepted, taken, unsent, flow,
+        }
     }
 }
 

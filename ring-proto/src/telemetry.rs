@@ -63,17 +63,64 @@ pub struct Entry {
     pub tx_bytes: u64,
     /// Stream bytes received.
     pub rx_bytes: u64,
+    /// SAN: stream bytes that the session took from its programs since it began, whichever process sent them.
+    pub accepted: u64,
+    /// SAN: stream bytes that its programs took from the session since it began.
+    pub taken: u64,
+    /// SAN: of the accepted ones, those that were not yet delivered when this process looked last.
+    pub unsent: u64,
+    /// SAN: credits in bits 0..32, [`FlowState`] in bits 32..40.
+    pub flow: u64,
 }
 
 const _: () = {
     assert!(size_of::<Header>() == 400);
-    assert!(size_of::<Entry>() == 80);
+    assert!(size_of::<Entry>() == 112);
 };
 
 /// Road of an entry: kernel TCP.
 pub const ROAD_TCP: u64 = 0;
 /// Road of an entry: SAN.
 pub const ROAD_SAN: u64 = 1;
+
+/// Where a SAN connection stands, by the names of TCP's states.
+#[repr(u8)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[expect(missing_docs, reason = "TCP's names")]
+pub enum FlowState {
+    #[default]
+    Estab = 0,
+    FinWait = 1,
+    CloseWait = 2,
+    Closing = 3,
+    Close = 4,
+}
+
+impl FlowState {
+    /// Name as `ss` has it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Estab => "ESTAB",
+            Self::FinWait => "FIN-WAIT",
+            Self::CloseWait => "CLOSE-WAIT",
+            Self::Closing => "CLOSING",
+            Self::Close => "CLOSE",
+        }
+    }
+
+    /// State of a number; an unknown one is what it is to somebody who asks: not closed yet.
+    #[must_use]
+    pub const fn from_number(number: u64) -> Self {
+        match number {
+            1 => Self::FinWait,
+            2 => Self::CloseWait,
+            3 => Self::Closing,
+            4 => Self::Close,
+            _ => Self::Estab,
+        }
+    }
+}
 
 /// Why a connection took TCP. The list is closed; names are part of the command line's JSON.
 #[repr(u8)]

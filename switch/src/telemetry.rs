@@ -15,6 +15,7 @@ use ring_proto::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use ring_proto::telemetry::{ENTRIES, Entry, Header, LEN, LIVE, MAGIC, Reason};
 use zerocopy::IntoBytes;
 
+use crate::session::Flow;
 use crate::sys::{self, SysResult};
 
 /// Words of the memfd.
@@ -33,6 +34,10 @@ const FALLBACKS: usize = offset_of!(Header, fallbacks) / 8;
 const ROAD: usize = offset_of!(Entry, road) / 8;
 const TX: usize = offset_of!(Entry, tx_bytes) / 8;
 const RX: usize = offset_of!(Entry, rx_bytes) / 8;
+const ACCEPTED: usize = offset_of!(Entry, accepted) / 8;
+const TAKEN: usize = offset_of!(Entry, taken) / 8;
+const UNSENT: usize = offset_of!(Entry, unsent) / 8;
+const FLOW: usize = offset_of!(Entry, flow) / 8;
 
 /// Names a live entry of this process: epoch in the upper half, index plus one in the lower. 0 names none.
 pub type Record = u64;
@@ -234,6 +239,20 @@ impl Telemetry {
                 }
             }
         }
+    }
+
+    /// Tells how a SAN connection stands.
+    #[inline]
+    pub fn flow(&self, record: Record, flow: Flow) {
+        let Some(entry) = self.entry(record) else {
+            return;
+        };
+        let state = (flow.state as u64) << 32;
+        // Relaxed: numbers that are looked at alone.
+        entry[ACCEPTED].store(flow.accepted, Ordering::Relaxed);
+        entry[TAKEN].store(flow.taken, Ordering::Relaxed);
+        entry[UNSENT].store(flow.unsent, Ordering::Relaxed);
+        entry[FLOW].store(state | u64::from(flow.credits), Ordering::Relaxed);
     }
 
     /// Takes a connection off the list.

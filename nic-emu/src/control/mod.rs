@@ -409,6 +409,18 @@ pub struct ConnectionStat {
     pub tx_bytes: u64,
     /// Stream bytes received.
     pub rx_bytes: u64,
+    /// State by the name that ss(8) has for it; of a TCP connection the kernel knows.
+    #[serde(default)]
+    pub state: Option<String>,
+    /// Stream bytes that have come and that no program has taken.
+    #[serde(default)]
+    pub recv_queue: Option<u64>,
+    /// Stream bytes that were sent and have not arrived.
+    #[serde(default)]
+    pub send_queue: Option<u64>,
+    /// Messages that the peer lets this end send.
+    #[serde(default)]
+    pub credits: Option<u32>,
 }
 
 /// Sums of a node in [`Stat`].

@@ -4,13 +4,14 @@
 //! the list of programs outside is bounded.
 //! Source: ours (docs/cluster.md, section "stat"). Leaves out: where the numbers come from ([`super::telemetry`], the device).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 
 use ring_proto::ids::NodeId;
 use ring_proto::telemetry::Reason;
 
 use super::config::ClusterConfig;
-use super::telemetry::{Connection, Report, Totals, printable};
+use super::telemetry::{Connection, Flow, Report, Totals, printable};
 use crate::control::{
     ConnectionStat, Fallback, NodeEntry, NodeStat, NodeTotals, Note, SCHEMA, Stat, Ungoverned,
 };
@@ -90,6 +91,7 @@ impl Ledger {
                     .map(|connection| connection_stat(&node.name, report, connection)),
             );
         }
+        queues(processes, &mut connections);
         let by_node = || config.nodes.iter().zip(&sums);
         Stat {
             schema: SCHEMA,
@@ -144,6 +146,7 @@ pub(crate) fn node_entries(config: &ClusterConfig) -> Vec<NodeEntry> {
 }
 
 fn connection_stat(node: &str, report: &Report, connection: &Connection) -> ConnectionStat {
+    let flow = connection.is_san.then_some(&connection.flow);
     ConnectionStat {
         node: node.to_owned(),
         pid: report.pid,
@@ -155,5 +158,36 @@ fn connection_stat(node: &str, report: &Report, connection: &Connection) -> Conn
         mode: connection.mode.map(str::to_owned),
         tx_bytes: connection.tx_bytes,
         rx_bytes: connection.rx_bytes,
+        state: flow.map(|flow| flow.state.name().to_owned()),
+        recv_queue: None,
+        send_queue: flow.map(|flow| flow.unsent),
+        credits: flow.map(|flow| flow.credits),
+    }
+}
+
+/// Fills in the queues of SAN connections whose both ends are known: what one end's session took and the other's did not give out yet
+/// lies in the sender's queue as far as the sender knows, else in the receiver's. Processes that share an end look at it at different
+/// times: the latest counts.
+fn queues(processes: &[Live], stats: &mut [ConnectionStat]) {
+    let live = || processes.iter().flat_map(|p| &p.report.connections);
+    let mut ends: HashMap<(SocketAddr, SocketAddr), Flow> = HashMap::new();
+    for c in live().filter(|c| c.is_san) {
+        let end = ends.entry((c.local, c.remote)).or_default();
+        if c.flow.accepted >= end.accepted {
+            end.unsent = c.flow.unsent;
+        }
+        end.accepted = end.accepted.max(c.flow.accepted);
+        end.taken = end.taken.max(c.flow.taken);
+    }
+    for (stat, c) in stats.iter_mut().zip(live()) {
+        let own = ends.get(&(c.local, c.remote));
+        let peer = ends.get(&(c.remote, c.local));
+        let (Some(own), Some(peer)) = (own, peer) else {
+            continue;
+        };
+        let to_peer = own.accepted.saturating_sub(peer.taken);
+        let to_own = peer.accepted.saturating_sub(own.taken);
+        stat.send_queue = Some(own.unsent.min(to_peer));
+        stat.recv_queue = Some(to_own - peer.unsent.min(to_own));
     }
 }

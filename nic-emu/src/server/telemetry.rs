@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::uio::pread;
-use ring_proto::telemetry::{ENTRIES, Entry, Header, LEN, LIVE, MAGIC, ROAD_SAN, ROAD_TCP, Reason};
+use ring_proto::telemetry::{
+    ENTRIES, Entry, FlowState, Header, LEN, LIVE, MAGIC, ROAD_SAN, ROAD_TCP, Reason,
+};
 use ring_proto::uar::{MODE_COPY, MODE_WINDOW};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -81,6 +83,18 @@ pub(crate) struct Connection {
     pub(crate) mode: Option<&'static str>,
     pub(crate) tx_bytes: u64,
     pub(crate) rx_bytes: u64,
+    /// Of a SAN connection.
+    pub(crate) flow: Flow,
+}
+
+/// How a SAN connection stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Flow {
+    pub(crate) accepted: u64,
+    pub(crate) taken: u64,
+    pub(crate) unsent: u64,
+    pub(crate) credits: u32,
+    pub(crate) state: FlowState,
 }
 
 /// What one look at a telemetry file showed.
@@ -183,6 +197,13 @@ fn connection(entry: &Entry) -> Option<Connection> {
         mode: mode.filter(|_| is_san),
         tx_bytes: entry.tx_bytes,
         rx_bytes: entry.rx_bytes,
+        flow: Flow {
+            accepted: entry.accepted,
+            taken: entry.taken,
+            unsent: entry.unsent,
+            credits: u32::try_from(entry.flow & u64::from(u32::MAX)).unwrap_or(0),
+            state: FlowState::from_number((entry.flow >> 32) & 0xff),
+        },
     })
 }
 
@@ -234,6 +255,10 @@ mod tests {
             remote: address.into(),
             tx_bytes: 1,
             rx_bytes: 2,
+            accepted: 3,
+            taken: 4,
+            unsent: u64::MAX,
+            flow: u64::MAX,
         }
     }
 

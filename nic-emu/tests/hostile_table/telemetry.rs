@@ -81,6 +81,10 @@ fn entry() -> Entry {
         remote: remote.into(),
         tx_bytes: 10,
         rx_bytes: 20,
+        accepted: 10,
+        taken: 20,
+        unsent: 3,
+        flow: 5,
     }
 }
 
@@ -165,7 +169,11 @@ fn entry_of_a_file() {
         local,
         remote,
         tx_bytes,
-        rx_bytes
+        rx_bytes,
+        accepted,
+        taken,
+        unsent,
+        flow
     });
     let address = fields!(SockAddr {
         family,
@@ -194,6 +202,14 @@ fn entry_of_a_file() {
         ),
         ("tx_bytes", &[(Is(0), All), (Is(u64::MAX), All)]),
         ("rx_bytes", &[(Is(0), All), (Is(u64::MAX), All)]),
+        ("accepted", &[(Is(0), All), (Is(u64::MAX), All)]),
+        ("taken", &[(Is(0), All), (Is(u64::MAX), All)]),
+        ("unsent", &[(Is(0), All), (Is(u64::MAX), All)]),
+        // No credits, unknown states.
+        (
+            "flow",
+            &[(Is(0), All), (Is(0xff << 32), All), (Is(u64::MAX), All)],
+        ),
     ];
     let names: Vec<_> = fields.iter().map(|field| field.name.clone()).collect();
     for name in &names {

@@ -116,6 +116,10 @@ fn entry() -> Entry {
         remote: remote.into(),
         tx_bytes: 10,
         rx_bytes: 20,
+        accepted: 0,
+        taken: 0,
+        unsent: 0,
+        flow: 0,
     }
 }
 

@@ -373,7 +373,7 @@ impl EpollSet {
         // AcqRel, with the lock that every change of the set takes: who changes it afterwards sees a sleeper and wakes it.
         self.sleepers.fetch_add(1, Ordering::AcqRel);
         let (mut on, mut limit_ns) = self.arm(desk, set_fd);
-        let is_plain = on == set_fd;
+        let mut is_plain = on == set_fd;
         if is_plain {
             self.plain_sleepers.fetch_add(1, Ordering::AcqRel);
         } else if self.plain_sleepers.load(Ordering::Acquire) > 0 {
@@ -392,6 +392,9 @@ impl EpollSet {
                 return Scan::Sleep { on, limit_ns };
             }
             (on, limit_ns) = self.arm(desk, set_fd);
+            if core::mem::replace(&mut is_plain, on == set_fd) && !is_plain {
+                self.plain_sleepers.fetch_sub(1, Ordering::AcqRel);
+            }
         }
         limit_ns = Some(0);
         Scan::Sleep { on, limit_ns }

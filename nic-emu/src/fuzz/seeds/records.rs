@@ -22,6 +22,10 @@ pub(super) fn records(seeds: &mut Vec<Seed>) {
         remote: std::net::SocketAddr::from(([10, 0, 0, 2], 9)).into(),
         tx_bytes: 5,
         rx_bytes: 6,
+        accepted: 7,
+        taken: 4,
+        unsent: 2,
+        flow: 3 | (1 << 32),
     };
     let file = [header.as_bytes(), entry.as_bytes()].concat();
     seeds.push(("telemetry", "file".into(), file));

@@ -509,8 +509,11 @@ pub(crate) fn shutdown(fd: c_int, how: c_int) -> Option<Result<(), Errno>> {
     let socket = slot.socket()?;
     let result = runtime.switch.shutdown(socket, how);
     host::mark(&slot, socket);
-    if socket.conn().is_some_and(|c| c.leave()) {
-        SERVICE.wake();
+    if let Some(conn) = socket.conn() {
+        traffic::flow(runtime, &slot, conn);
+        if conn.leave() {
+            SERVICE.wake();
+        }
     }
     Some(result)
 }

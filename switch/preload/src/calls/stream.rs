@@ -287,11 +287,11 @@ fn on_connection(
         }
     }
     if let Some(answer) = answer {
-        leave(conn);
+        leave(runtime, slot, conn);
         return answer;
     }
     if !may_wait {
-        leave(conn);
+        leave(runtime, slot, conn);
         return transfer.cut_short(libc::EAGAIN);
     }
     let name = match transfer.way {
@@ -301,7 +301,7 @@ fn on_connection(
     transfer.wait.limit_call(|| socket.timeout_ns(name));
     if transfer.wait.is_over() {
         transfer.wait.woken();
-        leave(conn);
+        leave(runtime, slot, conn);
         return transfer.cut_short(libc::EAGAIN);
     }
     let limit_ns = transfer.wait.sleep.is_blind().then_some(BLIND_NS);
@@ -350,7 +350,8 @@ fn wants_notices(slot: &SlotRef<'_>) -> bool {
 }
 
 /// What the call leaves undone is the service thread's.
-fn leave(conn: &Conn) {
+fn leave(runtime: &Runtime, slot: &SlotRef<'_>, conn: &Conn) {
+    traffic::flow(runtime, slot, conn);
     if conn.leave() {
         SERVICE.wake();
     }

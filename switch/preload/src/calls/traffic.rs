@@ -8,6 +8,7 @@ use core::net::SocketAddr;
 
 use ring_proto::sync::Ordering;
 use ring_proto::telemetry::Reason;
+use switch::session::Conn;
 use switch::table::{Slot, SlotRef};
 use switch::telemetry::{Record, Road};
 use switch::{SwitchSocket, sys};
@@ -201,6 +202,14 @@ pub(crate) fn count_san(runtime: &Runtime, slot: &SlotRef<'_>, tx: usize, rx: us
         }
     }
     telemetry.count(record, tx as u64, rx as u64);
+}
+
+/// Tells how a connection that the SAN carries stands after a call on it.
+#[inline]
+pub(crate) fn flow(runtime: &Runtime, slot: &Slot, conn: &Conn) {
+    // Relaxed: one word; a record of nobody is refused.
+    let record = slot.record.load(Ordering::Relaxed);
+    runtime.process.telemetry.flow(record, conn.flow());
 }
 
 /// Takes the connection of a socket whose last descriptor goes off the list.
