@@ -5,7 +5,7 @@ mod harness;
 use std::path::Path;
 use std::time::Duration;
 
-use harness::{Lab, Peer, Road, programs, wait_until};
+use harness::{Cluster, Lab, Peer, Road, programs, wait_until};
 use nic_emu::control::client;
 use nic_emu::device::LinkChange;
 
@@ -24,13 +24,7 @@ fn a_stream_goes_on_after_a_cut_that_outlasts_the_retries_of_hardware() {
     let lab = Lab::patient("a_stream_goes_on_after_a_cut", Duration::from_secs(240));
     let cluster = lab.up_on(Road::San);
     let control = cluster.directory().join("control.sock");
-    let address = cluster.address("a");
-    let mut server = Peer::start(&lab, "server", cluster.run("a", [&python]));
-    server.expect("listen l 0.0.0.0 7100", "listening 0.0.0.0 7100");
-    let mut peer = Peer::start(&lab, "client", cluster.run("b", [&python]));
-    let connected = format!("connected {address} 7100");
-    peer.expect(&format!("connect c {address} 7100"), &connected);
-    assert!(server.ask("accept s l").starts_with("accepted "));
+    let (mut server, mut peer) = connected(&lab, &cluster, &python);
 
     change(
         &control,
@@ -42,13 +36,7 @@ fn a_stream_goes_on_after_a_cut_that_outlasts_the_retries_of_hardware() {
     server.post("drain s");
     peer.post(&format!("send c {BYTES}"));
     wait_until(|| cluster.counter("b", "tx_payload_bytes") > BYTES / 8);
-    change(
-        &control,
-        LinkChange {
-            up: Some(false),
-            ..LinkChange::default()
-        },
-    );
+    change(&control, cut());
     let before = lost(&control);
     wait_until(|| lost(&control) >= before + LOST);
     assert!(
@@ -64,6 +52,51 @@ fn a_stream_goes_on_after_a_cut_that_outlasts_the_retries_of_hardware() {
     drop((peer, server));
     cluster.wait_no_connections();
     cluster.assert_road(Road::San, &["a", "b"]);
+}
+
+#[test]
+fn a_time_limit_of_the_program_ends_what_a_cut_link_holds() {
+    let Some([python]) = programs::find(["python3"]) else {
+        return;
+    };
+    let lab = Lab::new("a_time_limit_of_the_program_ends_what_a_cut_link_holds");
+    let cluster = lab.up_on(Road::San);
+    let control = cluster.directory().join("control.sock");
+    let (mut server, mut peer) = connected(&lab, &cluster, &python);
+    let delay = LinkChange {
+        latency_ns: Some(1000),
+        ..LinkChange::default()
+    };
+    change(&control, delay);
+    peer.expect("patience c 300", "patient for 300");
+    peer.expect("send c 1000", "sent 1000");
+    server.expect("recv s 1000", "received 1000 right more");
+
+    change(&control, cut());
+    peer.expect("send c 1000", "sent 1000");
+    // The program sits in a receive: it is told without a call of its own.
+    peer.expect("drain c", "received 0 right ETIMEDOUT");
+    peer.expect("send c 1", "error EPIPE");
+    assert!(server.process.is_running());
+}
+
+/// A connection from b to a: server `s`, client `c`.
+fn connected(lab: &Lab, cluster: &Cluster<'_>, python: &Path) -> (Peer, Peer) {
+    let address = cluster.address("a");
+    let mut server = Peer::start(lab, "server", cluster.run("a", [python]));
+    server.expect("listen l 0.0.0.0 7100", "listening 0.0.0.0 7100");
+    let mut peer = Peer::start(lab, "client", cluster.run("b", [python]));
+    let connected = format!("connected {address} 7100");
+    peer.expect(&format!("connect c {address} 7100"), &connected);
+    assert!(server.ask("accept s l").starts_with("accepted "));
+    (server, peer)
+}
+
+fn cut() -> LinkChange {
+    LinkChange {
+        up: Some(false),
+        ..LinkChange::default()
+    }
 }
 
 /// Changes the link between a and b in both directions.

@@ -38,6 +38,7 @@ const FOLLOWED: &[(i32, i32)] = &[
     (libc::SOL_SOCKET, libc::SO_OOBINLINE),
     (libc::SOL_TCP, libc::TCP_CORK),
     (libc::SOL_TCP, libc::TCP_NODELAY),
+    (libc::SOL_TCP, libc::TCP_USER_TIMEOUT),
 ];
 
 /// Options of one socket.
@@ -188,6 +189,10 @@ pub(crate) fn follow(options: &OptionStore, conn: &Conn, level: i32, name: i32) 
         }
         (libc::SOL_SOCKET, libc::SO_OOBINLINE) => conn.set_urgent_in_line(value != 0),
         (libc::SOL_TCP, libc::TCP_CORK) => conn.set_cork(value != 0),
+        (libc::SOL_TCP, libc::TCP_USER_TIMEOUT) => {
+            // The kernel took it, so it is not negative.
+            conn.set_user_timeout(value.unsigned_abs());
+        }
         (libc::SOL_TCP, libc::TCP_NODELAY) if value != 0 => conn.push_held(),
         _ => {}
     }

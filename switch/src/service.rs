@@ -219,6 +219,7 @@ impl Switch {
             let is_idle = || conn.wants_service() && !conn.is_resting(now_ns);
             if is_idle() || (scans && is_odd()) {
                 conn.progress();
+                conn.lose_patience();
                 round.deadline_ns = round.deadline_ns.min(conn.deadline_ns());
             }
         }

@@ -74,6 +74,11 @@ def take(name, limit):
     return "received %d %s %s" % (len(got), right, end)
 
 
+def patience(name, milliseconds):
+    sockets[name].setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(milliseconds))
+    return "patient for " + milliseconds
+
+
 def shutdown(name):
     sockets[name].shutdown(socket.SHUT_WR)
     return "shut"
@@ -84,7 +89,7 @@ def close(name):
     return "closed"
 
 
-commands = [listen, accept, poll_accept, connect, local, send, recv, drain, shutdown, close]
+commands = [listen, accept, poll_accept, connect, local, send, recv, drain, patience, shutdown, close]
 commands = {command.__name__: command for command in commands}
 for line in sys.stdin:
     word, *arguments = line.split()

@@ -215,6 +215,7 @@ impl Conn {
         // What was posted is the NIC's: only what still waits for credits or room needs somebody.
         flags & flag::ESTABLISHED == 0
             || self.is_owned()
+            || self.is_impatient()
             || (flags & flag::BOTH_SHUT == flag::BOTH_SHUT && !self.is_over(flags))
             || self.has_unposted(flags)
             || self.due().is_some()
@@ -300,7 +301,7 @@ impl Conn {
         // Relaxed: a time.
         match r.deadline_ns.load(Ordering::Relaxed) {
             _ if waits & flag::CLOSED != 0 => u64::MAX,
-            _ if waits == flag::ESTABLISHED => self.held_until_ns(),
+            _ if waits == flag::ESTABLISHED => self.held_until_ns().min(self.patience_ends_ns()),
             0 => u64::MAX,
             deadline => deadline,
         }

@@ -21,6 +21,7 @@ pub mod message;
 mod negotiate;
 mod notice;
 mod orphan;
+mod patience;
 mod readiness;
 mod record;
 mod recv;

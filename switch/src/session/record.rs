@@ -262,6 +262,12 @@ pub(super) struct ConnRecord {
     pub(super) zerocopy_calls: AtomicU32,
     /// Those of them that the program was told of.
     pub(super) zerocopy_told: AtomicU32,
+    /// `TCP_USER_TIMEOUT` in milliseconds; 0: the kernel's default.
+    pub(super) user_timeout_ms: AtomicU32,
+    /// Since when the message in `waiting_for` is the oldest under way, on CLOCK_MONOTONIC; 0: none is.
+    pub(super) waiting_since_ns: AtomicU64,
+    /// Number of that message.
+    pub(super) waiting_for: AtomicU32,
     reserved4: AtomicU32,
 }
 

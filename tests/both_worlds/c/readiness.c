@@ -543,9 +543,26 @@ CASE(epoll_rotates_among_ready_sockets)
     say("%d,%d,%d", seen[0], seen[1], seen[2]);
 }
 
+static volatile pid_t waiter;
+
+static bool waiter_sleeps(void *of)
+{
+    (void)of;
+    char path[64], text[256] = "";
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", waiter);
+    FILE *file = waiter ? fopen(path, "r") : NULL;
+    if (!file)
+        return false;
+    size_t n = fread(text, 1, sizeof text - 1, file);
+    fclose(file);
+    char *name_end = n > 0 ? strrchr(text, ')') : NULL;
+    return name_end && name_end[2] == 'S';
+}
+
 static void *epoll_waiter(void *set)
 {
     struct epoll_event event;
+    waiter = gettid();
     long n = epoll_wait(*(int *)set, &event, 1, 10000);
     return (void *)(n == 1 ? (long)event.events : -1L);
 }
@@ -556,6 +573,7 @@ CASE(epoll_added_while_another_thread_waits)
     int set = epoll_create1(0);
     pthread_t thread;
     pthread_create(&thread, NULL, epoll_waiter, &set);
+    until_true(waiter_sleeps, NULL, "asleep");
     peer_send(p.far, "a");
     until(p.fd, POLLIN);
     struct epoll_event event = {.events = EPOLLIN};
