@@ -133,6 +133,7 @@ fn fault_rules() -> impl Iterator<Item = Map<String, Json>> {
         json!({"at": "wqe", "action": "status", "status": "REM_OP_ERR", "node": "a", "function": 1, "qpn": 1, "opcode": "SEND", "nth": 1}),
         json!({"at": "packet", "action": "delay", "delay_ns": 5, "every": 2, "count": 3}),
         json!({"at": "packet", "action": "drop", "ppm": 5, "seed": 7}),
+        json!({"at": "call", "action": "fail", "code": "WSAENOBUFS", "call": "wsp_bind"}),
     ]
     .into_iter()
     .map(map)
@@ -217,7 +218,9 @@ fn rows(request: &str, key: &str) -> Option<Vec<(&'static str, Answer)>> {
         ("link_change.change", "loss_ppm" | "reorder_ppm" | "duplicate_ppm" | "corrupt_ppm") => {
             &[BAD_NUMBER, BAD_U32, PPM]
         }
-        ("fault_add", "at" | "action" | "node" | "opcode" | "status") => &[BAD_STRING],
+        ("fault_add", "at" | "action" | "node" | "opcode" | "call" | "status" | "code") => {
+            &[BAD_STRING]
+        }
         ("fault_add", "function" | "qpn") => &[BAD_NUMBER, BAD_U32, &[("4294967295", Done)]],
         ("fault_add", "nth" | "every" | "count" | "delay_ns") => &[
             BAD_NUMBER,
@@ -366,7 +369,7 @@ fn requests_key_by_key() {
             less.remove(key);
             let answer = ask(&cluster.control(), &Json::Object(less).to_string());
             let expected = match (what, key.as_str()) {
-                ("fault_add", "at" | "action" | "status" | "delay_ns") => Refused,
+                ("fault_add", "at" | "action" | "status" | "delay_ns" | "code") => Refused,
                 ("fault_add", key) if key != "cmd" => Done,
                 (_, "parameters" | "both" | "topics" | "function" | "id") => Done,
                 _ => NoRequest,

@@ -4,6 +4,8 @@ mod completions;
 mod memory;
 mod queues;
 
+use std::net::Ipv4Addr;
+
 use ring_proto::admin::{AdminOp, AdminStatus, Body, Command, Named};
 use zerocopy::IntoBytes;
 
@@ -104,6 +106,8 @@ tables! {
     qp_destroy: QP_DESTROY => |op| named(op, TAGS, |stage| stage.qp.qpn);
     srq_create: SRQ_CREATE => srq_create_table;
     srq_modify: SRQ_MODIFY => srq_modify_table;
+    call_fault: CALL_FAULT => call_fault_table;
+    link_query: LINK_QUERY => link_query_table;
     srq_query: SRQ_QUERY => |op| named(op, TAGS, srq);
     srq_destroy: SRQ_DESTROY => |op| named(op, TAGS, srq);
     cm_listen: CM_LISTEN => connections::listen;
@@ -207,6 +211,29 @@ fn named(op: AdminOp, others: &[(Value, Answer)], id: fn(&mut Stage) -> u32) {
         Named { id, reserved: 0 }.to_body()
     };
     table(op, &fields, &rows, good);
+}
+
+/// The table of a body that names something that is no object.
+fn asked(op: AdminOp, ids: &[(Value, Answer)], id: u32) {
+    let fields = fields!(Named { id, reserved });
+    let rows = [("id", ids), ("reserved", ZERO)];
+    table(op, &fields, &rows, |_| Named { id, reserved: 0 }.to_body());
+}
+
+fn call_fault_table(op: AdminOp) {
+    let ids = [(Is(7), OK), (Is(8), INVALID), (Is(0xffff_ffff), INVALID)];
+    asked(op, &ids, 0);
+}
+
+fn link_query_table(op: AdminOp) {
+    const BAD_NODE_ADDRESS: Answer = plain(AdminStatus::BAD_NODE_ADDRESS);
+    let own = Ipv4Addr::new(127, 77, 0, 1).to_bits();
+    let ids = [
+        (Is(0), BAD_NODE_ADDRESS),
+        (Is(0x7f00_0001), BAD_NODE_ADDRESS),
+        (Is(0xffff_ffff), BAD_NODE_ADDRESS),
+    ];
+    asked(op, &ids, own);
 }
 
 /// An object that others use. Numbers are the same on every stage.
