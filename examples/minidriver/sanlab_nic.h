@@ -152,7 +152,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are little-
 
 #define SANLAB_TELEMETRY_MAGIC UINT64_C(0x31454c45544e4153) /* Value of magic */
 #define SANLAB_TELEMETRY_ENTRIES 0x1000u /* Connection entries */
-#define SANLAB_TELEMETRY_LEN 0x50190u /* Bytes of the memfd */
+#define SANLAB_TELEMETRY_LEN 0x70190u /* Bytes of the memfd */
 #define SANLAB_TELEMETRY_LIVE 0x1u /* state of an entry in use */
 #define SANLAB_TELEMETRY_ROAD_TCP 0x0u /* Road of an entry: kernel TCP */
 #define SANLAB_TELEMETRY_ROAD_SAN 0x1u /* Road of an entry: SAN */
@@ -1555,7 +1555,7 @@ static_assert(offsetof(struct sanlab_telemetry_header, entries_used) == 112, "sa
 static_assert(offsetof(struct sanlab_telemetry_header, fallbacks) == 120, "sanlab_telemetry_header.fallbacks");
 static_assert(offsetof(struct sanlab_telemetry_header, reserved) == 376, "sanlab_telemetry_header.reserved");
 
-/* telemetry::Entry, 80 bytes */
+/* telemetry::Entry, 112 bytes */
 struct sanlab_telemetry_entry {
     uint64_t state; /* 0 free, LIVE in use */
     uint64_t road; /* ROAD_TCP or ROAD_SAN in bits 0..8, Reason in bits 8..16, mode in bits 16..24 */
@@ -1563,14 +1563,22 @@ struct sanlab_telemetry_entry {
     struct sanlab_admin_sock_addr remote; /* Remote address, logical */
     uint64_t tx_bytes; /* Stream bytes sent */
     uint64_t rx_bytes; /* Stream bytes received */
+    uint64_t accepted; /* SAN: stream bytes that the session took from its programs since it began, whichever process sent them */
+    uint64_t taken; /* SAN: stream bytes that its programs took from the session since it began */
+    uint64_t unsent; /* SAN: of the accepted ones, those that were not yet delivered when this process looked last */
+    uint64_t flow; /* SAN: credits in bits 0..32, FlowState in bits 32..40: 0 ESTAB, 1 FIN-WAIT, 2 CLOSE-WAIT, 3 CLOSING, 4 CLOSE */
 };
-static_assert(sizeof(struct sanlab_telemetry_entry) == 80, "sanlab_telemetry_entry");
+static_assert(sizeof(struct sanlab_telemetry_entry) == 112, "sanlab_telemetry_entry");
 static_assert(offsetof(struct sanlab_telemetry_entry, state) == 0, "sanlab_telemetry_entry.state");
 static_assert(offsetof(struct sanlab_telemetry_entry, road) == 8, "sanlab_telemetry_entry.road");
 static_assert(offsetof(struct sanlab_telemetry_entry, local) == 16, "sanlab_telemetry_entry.local");
 static_assert(offsetof(struct sanlab_telemetry_entry, remote) == 40, "sanlab_telemetry_entry.remote");
 static_assert(offsetof(struct sanlab_telemetry_entry, tx_bytes) == 64, "sanlab_telemetry_entry.tx_bytes");
 static_assert(offsetof(struct sanlab_telemetry_entry, rx_bytes) == 72, "sanlab_telemetry_entry.rx_bytes");
+static_assert(offsetof(struct sanlab_telemetry_entry, accepted) == 80, "sanlab_telemetry_entry.accepted");
+static_assert(offsetof(struct sanlab_telemetry_entry, taken) == 88, "sanlab_telemetry_entry.taken");
+static_assert(offsetof(struct sanlab_telemetry_entry, unsent) == 96, "sanlab_telemetry_entry.unsent");
+static_assert(offsetof(struct sanlab_telemetry_entry, flow) == 104, "sanlab_telemetry_entry.flow");
 
 /* ---- Publish word of a CQE ---- */
 
