@@ -18,7 +18,6 @@ mod control;
 mod demo;
 mod doctor;
 mod down;
-mod elf;
 mod emulator;
 mod exit;
 #[path = "../examples/kv/kv.rs"]

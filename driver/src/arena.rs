@@ -37,6 +37,12 @@ impl Arena {
         Ok((arena, fd))
     }
 
+    /// The arena that another process or an earlier program image made.
+    pub(crate) fn of(memory: &Fd) -> SysResult<Self> {
+        let mapping = Mapping::new(memory.raw(), 0, record::ARENA_LEN, true)?;
+        Ok(Self { mapping })
+    }
+
     /// The header.
     #[inline]
     pub(crate) fn header(&self) -> &Header {

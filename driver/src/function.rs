@@ -4,14 +4,17 @@
 //! Invariants: everything that changes shared state besides a posted WQE happens under `Function::lock`; who finds the lock
 //! abandoned rings the admin doorbell for its dead owner and goes on; once the device is dead, nothing waits for it any more.
 //! Hot: `Function::ring_sends`, `Function::ring_receives`. Source: docs/device.md, "Start".
-#![expect(unsafe_code, reason = "views the mapped BAR2")]
+#![expect(
+    unsafe_code,
+    reason = "views the mapped BAR2 and takes over a descriptor"
+)]
 
 use core::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use ring_proto::admin::{Access, AdminOp, Body, MrReg, QueueCreate};
-use ring_proto::attach::Attachment;
+use ring_proto::attach::{AttachError, Attachment};
 use ring_proto::doorbell;
 use ring_proto::ids::{FunctionId, NodeId};
 use ring_proto::index::Depth;
@@ -25,7 +28,7 @@ use crate::error::FunctionError;
 use crate::lock::{Identity, RobustLock, Taken};
 use crate::pair::PairMaps;
 use crate::record::{self, Header, Process};
-use crate::sys::{self, Mapping, Seen, SignalsBlocked};
+use crate::sys::{self, Fd, Mapping, Seen, SignalsBlocked};
 
 /// A function of a SAN NIC that this process drives, alone or with the family it was inherited from.
 pub struct Function {
@@ -42,6 +45,18 @@ pub struct Function {
     me: AtomicU32,
     /// 1 once the device is gone, or not ours to use (a child without a clone).
     dead: AtomicU32,
+}
+
+/// What a new sharer of a function is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Share {
+    pub(crate) id: FunctionId,
+    pub(crate) node: NodeId,
+    pub(crate) vectors: u32,
+    /// Holder slot made for it.
+    pub(crate) slot: u32,
+    /// Its generation.
+    pub(crate) generation: u32,
 }
 
 impl fmt::Debug for Function {
@@ -75,6 +90,7 @@ impl Function {
         let bar = unsafe { Bar2::new(bar_mapping.base()) };
         let (arena, memory) = Arena::new().map_err(FunctionError::system("memfd of the arena"))?;
         attachment.dma_map(memory.raw(), 0, record::ARENA_IOVA, record::ARENA_LEN, true)?;
+        attachment.count_in(memory.raw(), record::STREAM)?;
         drop(memory);
         attachment.write_register(
             regs::ADMIN_SQ_BASE,
@@ -110,6 +126,47 @@ impl Function {
         function.node = NodeId(u16::from_le_bytes([e, f]));
         function.make_objects()?;
         Ok(Arc::new(function))
+    }
+
+    /// Uses a function that another process started, as the holder that was made for us. `memory` is its arena.
+    pub(crate) fn share(
+        attachment: Arc<dyn Attachment>,
+        memory: &Fd,
+        share: &Share,
+    ) -> Result<Arc<Self>, FunctionError> {
+        let (bar_fd, _) = attachment.bar2()?;
+        let bar_mapping = Mapping::new(bar_fd, 0, uar::BAR2_LEN, true)
+            .map_err(FunctionError::system("mmap of the doorbells"))?;
+        // SAFETY: as in `attach`.
+        let bar = unsafe { Bar2::new(bar_mapping.base()) };
+        let arena = Arena::of(memory).map_err(FunctionError::system("mmap of the arena"))?;
+        let me = Identity::new(share.slot, share.generation).ok_or(FunctionError::Unsupported {
+            what: "holder slots beyond",
+            found: share.slot.into(),
+            needed: uar::HOLDERS.into(),
+        })?;
+        let function = Self {
+            attachment,
+            bar,
+            _bar_mapping: bar_mapping,
+            arena,
+            pairs: PairMaps::new(),
+            id: share.id,
+            node: share.node,
+            vectors: share.vectors,
+            me: AtomicU32::new(me.word()),
+            dead: AtomicU32::new(0),
+        };
+        function.name_process(share.slot);
+        Ok(Arc::new(function))
+    }
+
+    /// A new descriptor of the arena's memory, which the device keeps.
+    pub(crate) fn memory(&self) -> Result<Fd, AttachError> {
+        let _locked = self.lock();
+        let (fd, ..) = self.attachment.window(record::ARENA_IOVA)?;
+        // SAFETY: `window` gives the descriptor to its caller.
+        Ok(unsafe { Fd::from_raw(fd) })
     }
 
     /// Protection domain and key of the arena, and the event queue.

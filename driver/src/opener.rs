@@ -48,6 +48,15 @@ pub trait Opener: Send + Sync + fmt::Debug {
 
     /// In the child: gives up the parent's process socket and goes on with its own.
     fn after_fork_in_child(&self);
+
+    /// Makes a process socket for another process, or for the next image of this one, with `holdings` in it. The caller gives it away.
+    fn introduce_heir(&self, holdings: &[Holding]) -> Result<Fd, AttachError> {
+        let _ = holdings; // the default knows no other process
+        Err(AttachError::Refused {
+            what: "a process socket for an heir",
+            errno: libc::EOPNOTSUPP,
+        })
+    }
 }
 
 /// Opens functions over the cluster channel of `sanlab run`.
@@ -137,18 +146,22 @@ impl Opener for ChannelOpener {
         send(self.sockets().own.raw(), holder(&holding), None)
     }
 
-    fn before_fork(&self, holdings: &[Holding]) -> Result<(), AttachError> {
-        let (child, theirs) = sys::socket_pair(true).map_err(system("socketpair"))?;
+    fn introduce_heir(&self, holdings: &[Holding]) -> Result<Fd, AttachError> {
+        let (heir, theirs) = sys::socket_pair(true).map_err(system("socketpair"))?;
         for holding in holdings {
-            send(child.raw(), holder(holding), None)?;
+            send(heir.raw(), holder(holding), None)?;
         }
-        let mut sockets = self.sockets();
         send(
-            sockets.own.raw(),
+            self.sockets().own.raw(),
             Message::new(channel::PROCESS, 0, 0, 0),
             Some(&theirs),
         )?;
-        sockets.child = Some(child);
+        Ok(heir)
+    }
+
+    fn before_fork(&self, holdings: &[Holding]) -> Result<(), AttachError> {
+        let child = self.introduce_heir(holdings)?;
+        self.sockets().child = Some(child);
         Ok(())
     }
 

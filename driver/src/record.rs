@@ -10,6 +10,7 @@
 //! 0x0001_0000 admin rings       64 commands, 64 completions
 //! 0x0004_0000 process numbers   one u32 per holder slot
 //! 0x0005_0000 buckets           QPN or listener -> socket record
+//! 0x0006_0000 stream page       number of messages on the stream to the device
 //! 0x0008_0000 event queue       32768 EQEs
 //! 0x0010_0000 pair table        1024 records of 1 KiB
 //! 0x0040_0000 socket table      15360 records of 4 KiB
@@ -65,6 +66,7 @@ pub(crate) const ADMIN_CQ: u64 = 0x1_1000;
 pub(crate) const PROCESSES: u64 = 0x4_0000;
 pub(crate) const BUCKETS: u64 = 0x5_0000;
 pub(crate) const BUCKET_COUNT: u32 = 1 << 14;
+pub(crate) const STREAM: u64 = 0x6_0000;
 pub(crate) const EQ: u64 = 0x8_0000;
 pub(crate) const EQ_DEPTH: u32 = 1 << 15;
 pub(crate) const PAIRS: u64 = 0x10_0000;
@@ -88,7 +90,8 @@ const _: () = {
     assert!(size_of::<Header>() as u64 <= ADMIN_SQ);
     assert!(ADMIN_SQ + 64 * ADMIN_DEPTH as u64 <= ADMIN_CQ);
     assert!(PROCESSES + 4 * ring_proto::uar::HOLDERS as u64 <= BUCKETS);
-    assert!(BUCKETS + 4 * BUCKET_COUNT as u64 <= EQ);
+    assert!(BUCKETS + 4 * BUCKET_COUNT as u64 <= STREAM);
+    assert!(STREAM.is_multiple_of(4096) && STREAM + 4096 <= EQ);
     assert!(EQ + 16 * EQ_DEPTH as u64 <= PAIRS);
     assert!(PAIRS + PAIR_STRIDE * PAIR_COUNT as u64 <= SOCKETS);
     assert!(size_of::<Pair>() as u64 <= PAIR_STRIDE);

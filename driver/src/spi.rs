@@ -519,4 +519,34 @@ pub trait Sharing: Send + Sync + core::fmt::Debug {
     fn self_id(&self) -> u64;
     /// Whether the process of that number is alive.
     fn is_alive(&self, id: u64) -> bool;
+    /// Makes a share of `sockets` for another process or for the next image of this program, which holds them from now on whether or
+    /// not it ever takes them up: it ends with the descriptor [`Legacy::life`].
+    ///
+    /// # Errors
+    /// `OpNotSupp` for a provider that shares with forked children only; `NetDown`.
+    fn bequeath(&self, sockets: &[SpSocket]) -> Result<Legacy, WsaError> {
+        let _ = sockets; // the default has nothing to give
+        Err(WsaError::OpNotSupp)
+    }
+    /// Takes up `s`, which came with a legacy that the provider was made with.
+    ///
+    /// # Errors
+    /// `NotSock` when it was not among them.
+    fn take_up(&self, s: SpSocket) -> Result<(), WsaError> {
+        let _ = s; // as above
+        Err(WsaError::NotSock)
+    }
+}
+
+/// A share of sockets on its way to another process or program image.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Legacy {
+    /// The heir's life: when all its descriptors are closed, the share has ended.
+    pub life: RawFd,
+    /// Further descriptors that were made for the heir. They and `life` are the caller's to close.
+    pub made: Vec<RawFd>,
+    /// Descriptors of the giver that the heir needs copies of, under the same numbers.
+    pub lent: Vec<RawFd>,
+    /// What the provider of the heir is told.
+    pub words: Vec<u64>,
 }

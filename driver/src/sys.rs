@@ -122,6 +122,16 @@ impl Fd {
     }
 }
 
+impl Fd {
+    /// Closes the descriptor at the next `exec`, as all of ours but those on their way to an heir.
+    ///
+    /// # Errors
+    /// `EBADF` for a number that is not open.
+    pub fn close_on_exec(&self) -> SysResult<()> {
+        rustix::io::fcntl_setfd(self, rustix::io::FdFlags::CLOEXEC)
+    }
+}
+
 fn unmark(fd: RawFd) {
     if let Some((word, bit)) = mark_of(fd) {
         // Relaxed: see `is_internal`.

@@ -49,6 +49,18 @@ pub trait Attachment: Send + Sync {
     /// Wakes a sleeping device. Cheap to call too often.
     fn kick(&self);
 
+    /// Descriptors behind this attachment, for another process or program image that is to use it too; `None` when it has none.
+    fn descriptors(&self) -> Option<Descriptors> {
+        None
+    }
+
+    /// Counts the messages of all who share this attachment in a word of `memory` at `offset`, page aligned, from now on. Whoever
+    /// comes to the attachment by its [`Descriptors`] counts there too.
+    fn count_in(&self, memory: RawFd, offset: u64) -> Result<(), AttachError> {
+        let _ = (memory, offset); // the default sends no messages
+        Ok(())
+    }
+
     /// Before the process forks: keeps its other threads out until [`Attachment::after_fork`].
     fn before_fork(&self) {}
 
@@ -58,6 +70,17 @@ pub trait Attachment: Send + Sync {
     /// Descriptor that shows POLLHUP when the device is gone, or `None` when it cannot go. POLLIN says nothing: a reply may be
     /// under way to another thread.
     fn hangup_fd(&self) -> Option<RawFd>;
+}
+
+/// Descriptors of an attachment. They stay its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Descriptors {
+    /// The stream to the device.
+    pub stream: RawFd,
+    /// The memfd of BAR2.
+    pub bar2: RawFd,
+    /// The eventfd behind the kick register, where there is one.
+    pub kick: Option<RawFd>,
 }
 
 /// Why an attachment did not do what was asked.

@@ -108,6 +108,14 @@ pub const fn loopback_aliases(node: Ipv4Addr) -> Option<[Ipv4Addr; 2]> {
     }
 }
 
+/// Environment variable with the number of the memfd in which one program image tells the next of its SAN sockets. Taken out of the
+/// environment by the library before the program sees it.
+pub const ENV_ESTATE: &str = "SANLAB_ESTATE";
+/// Environment variable that makes the library do another work than the program's, see the library's `role`. Never seen by programs.
+pub const ENV_ROLE: &str = "SANLAB_ROLE";
+/// Environment variable with the `LD_PRELOAD` of a program that is not to have the library. Never seen by programs.
+pub const ENV_PRELOAD: &str = "SANLAB_PRELOAD";
+
 /// Keys of the JSON object in [`ENV_CONFIG`], written by `sanlab run` and read by the switch. Documented in docs/session.md.
 ///
 /// `{"cluster":"default","node":"a","node_id":0,"addresses":["127.77.0.1/24"],"subnet":0,"wildcard_on_san":true,

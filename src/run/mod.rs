@@ -18,11 +18,11 @@ use nic_emu::control::Pong;
 use nix::sys::resource::{Resource, getrlimit};
 use ring_proto::channel;
 use rustix::io::FdFlags;
+use switch::program as program_file;
 
 use crate::cli;
 use crate::cluster;
 use crate::control;
-use crate::elf;
 use crate::exit::{self, Failure};
 
 /// The channel's descriptor lies below this number, and below the program's limit.
@@ -61,12 +61,12 @@ pub(crate) fn run(arguments: &cli::Run) -> Result<(), Failure> {
         .env(channel::ENV_CLUSTER, &cluster.name)
         .env(channel::ENV_NODE, &node.name)
         .env(channel::ENV_ADDR, address);
-    match elf::obstacle(&program, &library) {
+    match program_file::obstacle(&program, &library) {
         None => {
             let (config, fd) = control::channel(&cluster.directory, &node.name, arguments.loopback)
                 .map_err(launcher)?;
             let number = settle(fd).map_err(launcher)?;
-            let runtime = elf::sanitizer(&program);
+            let runtime = program_file::sanitizer(&program);
             let inherited = std::env::var_os("LD_PRELOAD");
             let preload = preload_list(runtime.as_deref(), &library, inherited);
             if runtime.is_some_and(|name| name.starts_with("libtsan")) {
@@ -130,7 +130,7 @@ fn find(name: &OsStr) -> Result<PathBuf, Failure> {
     let file = if has_directory {
         Some(PathBuf::from(name))
     } else {
-        elf::find_in_path(name).or_else(|| file_in_path(name))
+        program_file::find_in_path(name).or_else(|| file_in_path(name))
     };
     let Some(file) = file.filter(|file| file.exists()) else {
         let place = if has_directory { "" } else { " in PATH" };
@@ -139,7 +139,7 @@ fn find(name: &OsStr) -> Result<PathBuf, Failure> {
             format_args!("there is no program `{}`{place}", name.display()),
         ));
     };
-    if !elf::is_executable(&file) {
+    if !program_file::is_executable(&file) {
         return Err(Failure::new(
             exit::NOT_EXECUTABLE,
             format_args!("{} is not an executable file", file.display()),

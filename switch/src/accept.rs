@@ -266,6 +266,31 @@ impl Switch {
         })
     }
 
+    /// Leaves a listener to the kernel alone, for everybody who shares it, and gives the connections that were ready. A session that
+    /// still negotiates ends, and its peer connects over TCP.
+    pub fn retire(&self, listener: &Arc<SwitchSocket>) -> Vec<Accepted> {
+        let mut ready = Vec::new();
+        {
+            let _inside = gate::enter();
+            let mut state = listener.lock();
+            let Some(listening) = state.listening.take() else {
+                return ready;
+            };
+            while let Ok(accepted) =
+                self.accept_san(listener, &listening, &state.options, libc::SOCK_CLOEXEC)
+            {
+                ready.push(accepted);
+            }
+            self.close_listener(&listening, true);
+            listener.enter(Stage::Tcp);
+            // The kernel's socket of a listener with companions never blocks; now it is what the program made it.
+            let is_nonblocking = listener.is_nonblocking();
+            self.tcp.set_nonblocking(listener.fd(), is_nonblocking).ok();
+        }
+        self.host.socket_changed(listener);
+        ready
+    }
+
     /// Removes the oldest ready connection and takes its hold from the listener. A connection that died meanwhile is skipped.
     fn take_ready(&self, listening: &Listening) -> Option<(Waiting, Conn)> {
         // Before the queue's lock, which comes last.
@@ -317,6 +342,8 @@ impl Switch {
         let Some(_open) = listening.hold_open() else {
             return step;
         };
+        // A child may wait for the listener and never call `accept` before something has come.
+        step.progressed |= self.adopt_listener(listening);
         let epoch = self.current_epoch();
         let queue = listening.queue();
         // A full queue: the requests are the provider's until `accept` makes room and wakes the service.

@@ -4,6 +4,7 @@
 //! Invariants: non-blocking and close-on-exec, closed by raw system call ([`driver::sys::Fd`]). An eventfd of the pool is never closed and lies there
 //! signalled: a thread that still waits for the attempt it belonged to wakes up instead of waiting on a stranger's number.
 //! Source: Winsock event objects as eventfds; of docs/wsd.md.
+#![expect(unsafe_code, reason = "takes over an inherited descriptor by number")]
 
 use std::os::fd::RawFd;
 use std::sync::{Mutex, PoisonError};
@@ -26,6 +27,15 @@ impl EventFd {
     pub fn new() -> Result<Self, Errno> {
         let fd = sys::eventfd().map_err(sys::Errno::raw_os_error)?;
         Ok(Self { fd })
+    }
+
+    /// Takes over one that an earlier image of the program made. `None` for a number that is not open.
+    #[must_use]
+    pub fn inherited(fd: RawFd) -> Option<Self> {
+        // SAFETY: the earlier image left the number to this library.
+        let fd = unsafe { Fd::from_raw(fd) };
+        fd.close_on_exec().ok()?;
+        Some(Self { fd })
     }
 
     /// The descriptor.

@@ -5,9 +5,10 @@
 //! Source.
 
 use core::net::SocketAddrV4;
+use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use driver::spi::FD_ACCEPT;
+use driver::spi::{FD_ACCEPT, SharedRegion};
 use driver::sys::Fd;
 use driver::wsa::WsaError;
 use ring_proto::sync::{AtomicU32, Ordering};
@@ -24,6 +25,9 @@ use crate::provider_table::ProviderRef;
 use crate::ready_queue::{MAX_BACKLOG, ReadyQueue};
 use crate::socket::{SocketState, Stage, SwitchSocket};
 use crate::switch::{Notices, Switch};
+
+/// Of an event object that no process of ours has named yet.
+const NO_EPOCH: u32 = u32::MAX;
 
 /// `net.core.somaxconn` of a kernel that does not say.
 const DEFAULT_SOMAXCONN: i32 = 4096;
@@ -60,6 +64,36 @@ pub(crate) struct ListenCompanion {
 }
 
 impl Listening {
+    /// A listener that another process, or an earlier image of the program, made. Its event objects are named when it is first served.
+    pub(crate) fn inherited(
+        local: SocketAddrV4,
+        backlog: u32,
+        companions: Vec<Companion>,
+        queue: SharedRegion,
+        doorbell: RawFd,
+    ) -> Option<Self> {
+        let home = companions.first()?;
+        let doorbell = EventFd::inherited(doorbell)?;
+        let queue = ReadyQueue::inherited(&home.provider, home.socket, queue, doorbell)?;
+        let companions = companions.into_iter().map(|companion| ListenCompanion {
+            companion,
+            event: None,
+            epoch: NO_EPOCH,
+            is_dead: false,
+        });
+        Some(Self {
+            local,
+            backlog: AtomicU32::new(backlog),
+            queue,
+            is_open: RwLock::new(true),
+            companions: Mutex::new(companions.collect()),
+            negotiations: Mutex::default(),
+            turn: AtomicU32::new(0),
+            driven: AtomicU32::new(0),
+            driven_seen: AtomicU32::new(0),
+        })
+    }
+
     /// The accept queue.
     #[must_use]
     pub fn queue(&self) -> &ReadyQueue {
@@ -116,14 +150,19 @@ impl Listening {
         self.driven_seen.swap(driven, Ordering::Relaxed) != driven
     }
 
-    fn backlog(&self) -> i32 {
+    /// The backlog, as the queue counts it.
+    pub(crate) fn limit(&self) -> u32 {
         // Relaxed: a number of its own.
-        i32::try_from(self.backlog.load(Ordering::Relaxed)).unwrap_or(DEFAULT_SOMAXCONN)
+        self.backlog.load(Ordering::Relaxed)
+    }
+
+    fn backlog(&self) -> i32 {
+        i32::try_from(self.limit()).unwrap_or(DEFAULT_SOMAXCONN)
     }
 
     /// Notes the backlog of the providers, and how many may wait here.
     fn set_backlog(&self, backlog: i32, places: i32) {
-        // Relaxed: as in `backlog`.
+        // Relaxed: as in `limit`.
         self.backlog
             .store(backlog.unsigned_abs(), Ordering::Relaxed);
         self.queue.lock().set_limit(places.unsigned_abs());

@@ -42,13 +42,13 @@ const FOLLOWED: &[(i32, i32)] = &[
 ];
 
 /// Options of one socket.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct OptionStore {
     entries: Vec<StoredOption>,
 }
 
 /// One option, as the program gave it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 pub struct StoredOption {
     /// Level.
     pub level: i32,

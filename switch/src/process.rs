@@ -67,6 +67,13 @@ impl Process {
         self.channel.load(Ordering::Relaxed) >= 0
     }
 
+    /// The inherited channel.
+    #[must_use]
+    pub fn channel(&self) -> Option<RawFd> {
+        let channel = self.channel.load(Ordering::Relaxed);
+        (channel >= 0).then_some(channel)
+    }
+
     /// Whether the caller runs in a `vfork` child (or in another process that shares or copied this memory without `fork`): it may
     /// change nothing but the kernel's state.
     #[must_use]
@@ -145,13 +152,32 @@ impl Process {
     }
 
     fn introduce_child(&self, holdings: &[Holding]) -> SysResult<()> {
-        let (child, theirs) = driver::sys::socket_pair(true).map_err(SysErrno::raw_os_error)?;
-        for holding in holdings {
-            sys::send_with_fd(child.raw(), holder(holding).as_bytes(), None)?;
-        }
-        self.send(&Message::new(channel::PROCESS, 0, 0, 0), Some(theirs.raw()))?;
+        let child = self.introduce_heir(holdings)?;
         give_up(self.child.swap(keep(child), Ordering::Relaxed));
         Ok(())
+    }
+
+    /// Makes the process socket of another process, with `holdings` in it.
+    fn introduce_heir(&self, holdings: &[Holding]) -> SysResult<Fd> {
+        let (heir, theirs) = driver::sys::socket_pair(true).map_err(SysErrno::raw_os_error)?;
+        for holding in holdings {
+            sys::send_with_fd(heir.raw(), holder(holding).as_bytes(), None)?;
+        }
+        self.send(&Message::new(channel::PROCESS, 0, 0, 0), Some(theirs.raw()))?;
+        Ok(heir)
+    }
+
+    /// Takes over the process socket that an earlier image of the program, or another process, made for this one. Before
+    /// [`Self::introduce`], which then has nothing to do but to show the telemetry.
+    pub fn inherit(&self, socket: RawFd) {
+        if !is_channel(socket) {
+            return;
+        }
+        // SAFETY: the giver left the number to this library.
+        let fd = unsafe { Fd::from_raw(socket) };
+        // Open, as was seen above.
+        fd.close_on_exec().ok();
+        give_up(self.socket.swap(keep(fd), Ordering::Relaxed));
     }
 
     /// After a fork, in the parent. If the fork failed, the child's socket hangs up here.
@@ -201,6 +227,10 @@ impl Opener for ProcessOpener {
 
     fn before_fork(&self, holdings: &[Holding]) -> Result<(), AttachError> {
         self.0.introduce_child(holdings).map_err(failed_to_send)
+    }
+
+    fn introduce_heir(&self, holdings: &[Holding]) -> Result<Fd, AttachError> {
+        self.0.introduce_heir(holdings).map_err(failed_to_send)
     }
 
     /// The process does it once for all its providers, see [`Process::after_fork_in_parent`].

@@ -121,6 +121,33 @@ impl ReadyQueue {
         Some(queue)
     }
 
+    /// The queue that another process made. `None` when there is none at that place.
+    #[must_use]
+    pub fn inherited(
+        home: &ProviderRef,
+        home_socket: SpSocket,
+        region: SharedRegion,
+        doorbell: EventFd,
+    ) -> Option<Self> {
+        let base = home
+            .memory
+            .at(home_socket, region.offset)
+            .filter(|base| region.len >= RECORD_LEN as u64 && base.cast::<u64>().is_aligned())?;
+        Some(Self {
+            base,
+            region,
+            home: home.clone(),
+            home_socket,
+            doorbell,
+        })
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn region(&self) -> SharedRegion {
+        self.region
+    }
+
     /// Readable while a connection is ready.
     #[must_use]
     pub fn doorbell(&self) -> &EventFd {

@@ -491,6 +491,68 @@ pub fn truncate(fd: RawFd, len: usize) -> SysResult<()> {
     unsafe { syscall(libc::SYS_ftruncate, [int(fd), len, 0, 0, 0, 0]) }.map(drop)
 }
 
+/// Puts a duplicate of `fd` over `over`; `flags` as of `dup3`.
+///
+/// # Errors
+/// The kernel's.
+pub fn duplicate_to(fd: RawFd, over: RawFd, flags: i32) -> SysResult<()> {
+    // SAFETY: takes no pointer.
+    unsafe { syscall(libc::SYS_dup3, [int(fd), int(over), int(flags), 0, 0, 0]) }.map(drop)
+}
+
+/// Writes all of `bytes` at the start of a file in memory.
+///
+/// # Errors
+/// The kernel's; `EIO` for a file that takes no more.
+pub fn write_all(fd: RawFd, bytes: &[u8]) -> SysResult<()> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+        let at = rest.as_ptr().expose_provenance();
+        let args = [int(fd), at, rest.len(), done, 0, 0];
+        // SAFETY: the bytes live until the end of the function.
+        match unsafe { syscall(libc::SYS_pwrite64, args) }? {
+            0 => return Err(libc::EIO),
+            written => done += written,
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's name of the open socket behind a descriptor: one for all its descriptors in all processes, and never used again.
+///
+/// # Errors
+/// `EBADF`, `ENOTSOCK`.
+pub fn cookie(fd: RawFd) -> SysResult<u64> {
+    let mut value = [0; 8];
+    option(fd, libc::SOL_SOCKET, libc::SO_COOKIE, &mut value)?;
+    Ok(u64::from_ne_bytes(value))
+}
+
+/// The numbers of this process's open descriptors, in no order. Without `/proc` those below 4096.
+#[must_use]
+pub fn open_descriptors() -> Vec<RawFd> {
+    listed_descriptors().unwrap_or_else(|| {
+        (0..4096)
+            .filter(|&fd| fcntl(fd, libc::F_GETFD, 0).is_ok())
+            .collect()
+    })
+}
+
+fn listed_descriptors() -> Option<Vec<RawFd>> {
+    use rustix::fs::{Mode, OFlags, RawDir};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(c"/proc/self/fd", flags, Mode::empty()).ok()?;
+    let directory = driver::sys::Fd::from_owned(directory);
+    let mut room = [const { core::mem::MaybeUninit::uninit() }; 4096];
+    let mut entries = RawDir::new(&directory, &mut room);
+    let mut found = Vec::new();
+    while let Some(entry) = entries.next() {
+        let name = entry.ok()?.file_name().to_str().ok()?.parse::<RawFd>();
+        found.extend(name.ok().filter(|&fd| fd != directory.raw()));
+    }
+    Some(found)
+}
+
 /// `lseek`.
 ///
 /// # Errors

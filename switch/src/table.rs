@@ -52,8 +52,6 @@ pub enum Kind {
 const SOCKET: u64 = 1 << 56;
 const SET: u64 = 2 << 56;
 const KIND: u64 = 3 << 56;
-/// The program did not ask for close-on-exec, although the kernel's descriptor has it.
-const KEEP: u64 = 1 << 63;
 
 /// State of one open file description.
 #[derive(Debug)]
@@ -73,6 +71,8 @@ pub struct Slot {
     pub san: AtomicU32,
     /// Epoll sets that know this socket.
     pub sets: AtomicU32,
+    /// The kernel's cookie of the socket, 0 until it had to be known; see `sys::cookie`.
+    pub cookie: AtomicU64,
     /// A boxed `Arc`, or null.
     socket: AtomicPtr<Arc<SwitchSocket>>,
     /// A boxed `Arc`, or null.
@@ -331,6 +331,7 @@ impl Table {
         slot.record.store(0, Ordering::Relaxed);
         slot.san.store(0, Ordering::Relaxed);
         slot.sets.store(0, Ordering::Relaxed);
+        slot.cookie.store(0, Ordering::Relaxed);
         slot.descriptors.store(1, Ordering::Relaxed);
         // One reference for the entry, one for the caller. EDGE table-slot (release): the state above. Acquired in `hold`.
         let generation = ((slot.life.load(Ordering::Relaxed) >> 32) + 1) & GENERATION_MASK;
@@ -374,28 +375,9 @@ impl Table {
             .filter(|&fd| index_of(self.load(fd)) == slot.index)
     }
 
-    /// Notes whether the program asked for close-on-exec on `fd`.
-    pub fn set_kept(&self, fd: RawFd, is_kept: bool) {
-        if let Some(entry) = self.entry(fd) {
-            // Relaxed: a flag of its own.
-            if is_kept {
-                entry.fetch_or(KEEP, Ordering::Relaxed);
-            } else {
-                entry.fetch_and(!KEEP, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Whether the program believes that `fd` survives exec.
-    #[must_use]
-    pub fn is_kept(&self, fd: RawFd) -> bool {
-        self.load(fd) & KEEP != 0
-    }
-
     /// Copies the entry of `old` to `new` after `dup` or `dup2`. Returns what `new` named before, which the kernel has closed.
     pub fn duplicate(&self, old: RawFd, new: RawFd) -> Removed<'_> {
         let word = self.load(old);
-        let word = word & !KEEP;
         let before = match self.hold(word).filter(|_| word & KIND != 0) {
             Some(slot) if self.entry(new).is_some() => {
                 // Relaxed: a count; the entry publishes the slot.

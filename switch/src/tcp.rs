@@ -68,6 +68,27 @@ impl Endpoint {
             .store(other.shown.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
+    /// The state as numbers, for [`Self::of_words`] in another process.
+    #[must_use]
+    pub fn words(&self) -> [u64; 2] {
+        [u64::from(self.bits()), self.shown.load(Ordering::Relaxed)]
+    }
+
+    /// Whether the kernel alone could tell nothing else.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        !self.has(WILDCARD | DEFERRED | V6ONLY) && self.shown.load(Ordering::Relaxed) == 0
+    }
+
+    /// The state that [`Self::words`] told.
+    #[must_use]
+    pub fn of_words([bits, shown]: [u64; 2]) -> Self {
+        Self {
+            bits: AtomicU32::new(u32::try_from(bits).unwrap_or(0)),
+            shown: AtomicU64::new(shown),
+        }
+    }
+
     fn bits(&self) -> u32 {
         self.bits.load(Ordering::Relaxed)
     }

@@ -138,3 +138,11 @@ pub(crate) fn cpu_ticks(pid: u32) -> u64 {
         .collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
+
+/// The parent of a process, 0 when it is gone.
+pub(crate) fn parent_of(pid: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    line.and_then(|parent| parent.trim().parse().ok())
+        .unwrap_or(0)
+}

@@ -18,6 +18,7 @@ mod events;
 mod fault;
 mod flight;
 mod ioctl;
+mod legacy;
 mod listen;
 mod memory;
 mod options;
@@ -137,6 +138,15 @@ impl SanProvider {
                 fork: ForkLock::new(Vec::new()),
             }),
         }
+    }
+
+    /// Takes up the functions of a legacy ([`crate::spi::Legacy::words`]) whose descriptors this process has. Before the provider is
+    /// started; the sockets are taken up one by one after that.
+    ///
+    /// # Errors
+    /// `Inval` for words that no provider wrote, or descriptors that are not there.
+    pub fn inherit(&self, words: &[u64]) -> Result<(), WsaError> {
+        self.core.inherit_functions(words)
     }
 
     /// Function for new sockets, when it is open already. For tests and tools.

@@ -20,7 +20,7 @@ use crate::error::AdminError;
 use crate::function::Locked;
 use crate::lock::Identity;
 use crate::opener::Holding;
-use crate::spi::{Sharing, SpSocket};
+use crate::spi::{Legacy, Sharing, SpSocket};
 use crate::sys;
 use crate::wsa::WsaError;
 
@@ -234,5 +234,13 @@ impl Sharing for Core {
             return sys::process_exists(word);
         }
         self.root().is_some_and(|function| function.is_alive(word))
+    }
+
+    fn bequeath(&self, sockets: &[SpSocket]) -> Result<Legacy, WsaError> {
+        self.bequeath_sockets(sockets)
+    }
+
+    fn take_up(&self, s: SpSocket) -> Result<(), WsaError> {
+        self.take_up_socket(s)
     }
 }

@@ -5,15 +5,16 @@
 //! Invariants: a request is written by one system call and a reply is taken by one, after a look without taking it, so a process
 //! that is killed in between leaves the stream at a message boundary; replies with another message id belong to such a process and
 //! are dropped. Only a message that was written or read by half makes the stream useless: then it is shut down, which resets the
-//! function for all who share it. Message ids are counted in memory that forked children share; requests of several processes are
+//! function for all who share it. Message ids are counted in memory that all sharers have, once they are told where; requests of several processes are
 //! kept apart by the caller's lock (`function`), those of several threads by the mutex here.
 //! Source: vfio-user specification 0.1. Leaves out: DMA_READ/WRITE from the device, migration, dirty pages.
-#![expect(unsafe_code, reason = "forms atomics over a shared anonymous mapping")]
+#![expect(unsafe_code, reason = "forms an atomic over shared memory")]
 
 use std::os::fd::RawFd;
 use std::path::Path;
+use std::sync::OnceLock;
 
-use ring_proto::attach::{AttachError, Attachment};
+use ring_proto::attach::{AttachError, Attachment, Descriptors};
 use ring_proto::regs;
 use ring_proto::sync::{AtomicU32, Ordering};
 use ring_proto::uar::BAR2_LEN;
@@ -37,7 +38,10 @@ pub struct Client {
     kick: Option<Fd>,
     bar2: Fd,
     bar2_len: u64,
-    shared: Mapping,
+    /// Messages before there was anybody to share with.
+    first: AtomicU32,
+    /// The page with the number of messages.
+    counter: OnceLock<Mapping>,
     threads: ForkLock<()>,
 }
 
@@ -85,7 +89,6 @@ impl Client {
     /// # Errors
     /// As the [`Attachment`] methods.
     pub fn attach(stream: Fd) -> Result<Self, AttachError> {
-        let shared = Mapping::anonymous(4096).map_err(system("mmap"))?;
         // A place holder until BAR2 is known: the stream itself, never handed out.
         let placeholder = stream.duplicate().map_err(system("fcntl"))?;
         let mut client = Self {
@@ -93,7 +96,8 @@ impl Client {
             kick: None,
             bar2: placeholder,
             bar2_len: 0,
-            shared,
+            first: AtomicU32::new(0),
+            counter: OnceLock::new(),
             threads: ForkLock::new(()),
         };
         client.negotiate()?;
@@ -104,6 +108,30 @@ impl Client {
         client.bar2 = fd;
         client.bar2_len = len;
         client.kick = client.kick_fd()?;
+        Ok(client)
+    }
+
+    /// Uses the attachment of another process or of an earlier program image, whose messages are counted in `memory` at `offset`.
+    ///
+    /// # Errors
+    /// [`AttachError::System`].
+    pub fn share(
+        stream: Fd,
+        bar2: Fd,
+        kick: Option<Fd>,
+        memory: RawFd,
+        offset: u64,
+    ) -> Result<Self, AttachError> {
+        let client = Self {
+            stream,
+            kick,
+            bar2,
+            bar2_len: BAR2_LEN,
+            first: AtomicU32::new(0),
+            counter: OnceLock::new(),
+            threads: ForkLock::new(()),
+        };
+        client.count_in(memory, offset)?;
         Ok(client)
     }
 
@@ -211,9 +239,12 @@ impl Client {
     }
 
     fn next_id(&self) -> u16 {
-        // SAFETY: the mapping is page aligned, at least 4 bytes long, and lives as long as `self`; all sharers reach the word only
-        // through this atomic.
-        let counter = unsafe { AtomicU32::from_ptr(self.shared.base().as_ptr().cast()) };
+        let counter = match self.counter.get() {
+            // SAFETY: the mapping is page aligned, at least 4 bytes long, and lives as long as `self`; all sharers reach the word
+            // only through this atomic.
+            Some(page) => unsafe { AtomicU32::from_ptr(page.base().as_ptr().cast()) },
+            None => &self.first,
+        };
         // Relaxed: the number names a message and publishes nothing.
         let [a, b, ..] = counter.fetch_add(1, Ordering::Relaxed).to_le_bytes();
         u16::from_le_bytes([a, b])
@@ -325,6 +356,22 @@ fn argsz<T>() -> u32 {
 }
 
 impl Attachment for Client {
+    fn descriptors(&self) -> Option<Descriptors> {
+        Some(Descriptors {
+            stream: self.stream.raw(),
+            bar2: self.bar2.raw(),
+            kick: self.kick.as_ref().map(Fd::raw),
+        })
+    }
+
+    fn count_in(&self, memory: RawFd, offset: u64) -> Result<(), AttachError> {
+        let page = Mapping::new(memory, offset, 4096, true).map_err(system("mmap"))?;
+        // Numbers of earlier messages may come again: their replies were taken long ago.
+        match self.counter.set(page) {
+            Ok(()) | Err(_) => Ok(()), // Told twice: the first place is as good.
+        }
+    }
+
     fn before_fork(&self) {
         self.threads.hold();
     }

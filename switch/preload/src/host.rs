@@ -2,13 +2,15 @@
 //!
 //! Place: called by `switch`, without its locks, from any thread. Invariants: nothing here blocks.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
+use ring_proto::sync::Ordering;
 use ring_proto::telemetry::Reason;
 use switch::table::SlotRef;
-use switch::{Host, Stage, SwitchSocket};
+use switch::{Host, Stage, SwitchSocket, sys};
 
-use crate::calls::{descriptors, traffic};
+use crate::calls::traffic;
 use crate::runtime::{self, SERVICE, SETS, TABLE};
 
 /// The process around the switch.
@@ -68,15 +70,24 @@ pub(crate) fn mark(slot: &SlotRef<'_>, socket: &SwitchSocket) {
         socket.stage(),
         Stage::Fresh | Stage::TcpBound | Stage::Tcp | Stage::Closed
     );
+    if !is_plain {
+        name(slot, socket.fd());
+    }
     slot.set_san(!is_plain);
+}
+
+/// Learns the kernel's name of the socket behind `fd`, by which another process will know it again.
+pub(crate) fn name(slot: &SlotRef<'_>, fd: RawFd) {
+    // Relaxed: a number that never changes once it is known.
+    if slot.cookie.load(Ordering::Relaxed) == 0 {
+        let cookie = sys::cookie(fd).unwrap_or(0);
+        slot.cookie.store(cookie, Ordering::Relaxed);
+    }
 }
 
 /// Takes note of a connection that the SAN carries from now on.
 pub(crate) fn arrived(slot: &SlotRef<'_>, socket: &SwitchSocket) {
     mark(slot, socket);
-    for fd in TABLE.descriptors_of(slot) {
-        descriptors::keep_from_exec(fd);
-    }
     if let Some(runtime) = runtime::get() {
         traffic::arrived(runtime, slot, socket);
     }

@@ -14,11 +14,14 @@
 )]
 
 mod calls;
+mod environment;
 mod errno;
 #[cfg(not(test))]
 mod exports;
+mod heir;
 mod host;
 mod real;
+mod role;
 mod runtime;
 mod service;
 mod signals;

@@ -13,8 +13,9 @@
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 
 use libc::{
-    FILE, addrinfo, epoll_event, fd_set, hostent, iovec, mmsghdr, msghdr, nfds_t, off_t, pollfd,
-    sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval, utsname,
+    FILE, addrinfo, epoll_event, fd_set, hostent, iovec, mmsghdr, msghdr, nfds_t, off_t, pid_t,
+    pollfd, posix_spawn_file_actions_t, posix_spawnattr_t, sigset_t, size_t, sockaddr, socklen_t,
+    ssize_t, timespec, timeval, utsname,
 };
 use ring_proto::sync::{AtomicPtr, Ordering};
 
@@ -182,6 +183,13 @@ real_functions! {
     gethostbyaddr_r(address: *const c_void, len: socklen_t, family: c_int, entry: *mut hostent, work: *mut c_char, work_len: size_t, result: *mut *mut hostent, error: *mut c_int) -> c_int;
     gethostname(name: *mut c_char, len: size_t) -> c_int;
     uname(to: *mut utsname) -> c_int;
+
+    execve(path: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int;
+    execvpe(file: *const c_char, argv: *const *const c_char, envp: *const *const c_char) -> c_int;
+    fexecve(fd: c_int, argv: *const *const c_char, envp: *const *const c_char) -> c_int;
+    execveat(directory: c_int, path: *const c_char, argv: *const *const c_char, envp: *const *const c_char, flags: c_int) -> c_int;
+    posix_spawn(pid: *mut pid_t, path: *const c_char, actions: *const posix_spawn_file_actions_t, attributes: *const posix_spawnattr_t, argv: *const *const c_char, envp: *const *const c_char) -> c_int;
+    posix_spawnp(pid: *mut pid_t, file: *const c_char, actions: *const posix_spawn_file_actions_t, attributes: *const posix_spawnattr_t, argv: *const *const c_char, envp: *const *const c_char) -> c_int;
 
     sigaction(signal: c_int, action: *const sigaction_t, old: *mut sigaction_t) -> c_int;
 

@@ -10,12 +10,13 @@
     reason = "a constructor, the environment, and state behind a pointer"
 )]
 
-use core::ffi::{CStr, c_char, c_int};
+use core::ffi::{c_char, c_int};
 use std::sync::Arc;
 
 use driver::provider::{SanConfig, SanProvider};
 use ring_proto::channel;
 use ring_proto::sync::{AtomicPtr, Ordering};
+use switch::estate::Estate;
 use switch::place::Placement;
 use switch::process::{Process, ProcessOpener};
 use switch::readiness::Desk;
@@ -25,9 +26,13 @@ use switch::tcp::KernelTcp;
 use switch::waiters::Waiters;
 use switch::{Installed, NodeConfig, Switch};
 
+use crate::calls::guarded;
 use crate::calls::hosts::Hosts;
+use crate::environment::{Environment, variable};
+use crate::heir;
 use crate::host::ProgramHost;
 use crate::real;
+use crate::role;
 use crate::service::Service;
 use crate::signals;
 
@@ -55,6 +60,10 @@ pub(crate) struct Runtime {
     pub(crate) switch: Switch,
     /// The nodes' names.
     pub(crate) hosts: Hosts,
+    /// What programs that this one starts inherit.
+    pub(crate) environment: Environment,
+    /// Whether this process is a pump, which must never start another one.
+    pub(crate) is_pump: bool,
 }
 
 impl Runtime {
@@ -80,13 +89,14 @@ pub(crate) fn get() -> Option<&'static Runtime> {
 #[cfg(not(test))]
 #[used]
 #[unsafe(link_section = ".init_array")]
-static CONSTRUCTOR: extern "C" fn() = start;
+static CONSTRUCTOR: extern "C" fn(c_int, *const *const c_char) = start;
 
-/// Runs before the program's `main`.
-extern "C" fn start() {
+/// Runs before the program's `main`. The C library passes what `main` gets.
+extern "C" fn start(_count: c_int, arguments: *const *const c_char) {
     real::resolve();
     real::find_leak_checker();
-    let Some(runtime) = from_environment() else {
+    let estate = heir::take_up();
+    let Some(runtime) = from_environment(estate.as_ref()) else {
         return;
     };
     driver::sys::handlers_are_put_off_by(signals::is_inside);
@@ -103,9 +113,20 @@ extern "C" fn start() {
         // Release: pairs with `get`.
         RUNTIME.store(runtime, Ordering::Release);
     }
+    let Some(runtime) = get() else {
+        return;
+    };
+    if let Some(estate) = &estate {
+        guarded(|| heir::settle(runtime, estate));
+    }
+    #[cfg(not(test))]
+    role::play(runtime, arguments);
+    #[cfg(test)]
+    let _ = arguments;
 }
 
-fn from_environment() -> Option<Runtime> {
+fn from_environment(estate: Option<&Estate>) -> Option<Runtime> {
+    let environment = Environment::read()?;
     let config = variable(channel::ENV_CONFIG)?;
     // What the launcher wrote it can read; anything else is no node, and there is nobody to tell.
     let config = NodeConfig::from_json(config.to_str().ok()?).ok()?;
@@ -122,6 +143,9 @@ fn from_environment() -> Option<Runtime> {
     let channel = variable(channel::ENV_CHANNEL).and_then(|v| v.to_str().ok()?.parse().ok());
     let tcp = Arc::new(KernelTcp::new(Placement::new(&addresses, nodes), &TABLE));
     let process = Arc::new(Process::new(channel));
+    if let Some(estate) = estate {
+        process.inherit(estate.life);
+    }
     let mut installed = Vec::new();
     if process.has_channel() {
         let opener = Arc::new(ProcessOpener(Arc::clone(&process)));
@@ -133,9 +157,14 @@ fn from_environment() -> Option<Runtime> {
             addresses: nic.chain(aliases.into_iter().flatten()).collect(),
             connect_timeout_ms: u32::try_from(config.san_connect_limit_ms).unwrap_or(u32::MAX),
         };
+        let sp = SanProvider::new(opener, san);
+        if let Some(estate) = estate {
+            // What cannot be taken up is not known to the provider, and its sockets are the kernel's alone.
+            sp.inherit(&estate.words).ok();
+        }
         installed.push(Installed {
             id: PROVIDER.to_owned(),
-            sp: Arc::new(SanProvider::new(opener, san)),
+            sp: Arc::new(sp),
         });
     }
     let hosts = Hosts::new(&config);
@@ -146,19 +175,9 @@ fn from_environment() -> Option<Runtime> {
         process,
         switch,
         hosts,
+        environment,
+        is_pump: variable(channel::ENV_ROLE).is_some_and(|role| role::is_pump(role.to_bytes())),
     })
-}
-
-/// A variable of the environment. For the constructor only: later the program may be changing it.
-fn variable(name: &str) -> Option<&'static CStr> {
-    let name = std::ffi::CString::new(name).ok()?;
-    // SAFETY: a C string; no other thread runs yet.
-    let value: *const c_char = unsafe { libc::getenv(name.as_ptr()) };
-    if value.is_null() {
-        return None;
-    }
-    // SAFETY: the environment holds C strings, which stay where they are while the constructor runs.
-    Some(unsafe { CStr::from_ptr(value) })
 }
 
 extern "C" fn before_fork() {

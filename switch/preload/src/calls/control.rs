@@ -1,8 +1,7 @@
 //! `fcntl` and `ioctl` on sockets that the switch knows.
 //!
 //! Place: `exports::descriptors` -> here. Invariants: `O_NONBLOCK` of kernel socket and switch agree, but for listeners with
-//! companions, which are always non-blocking in the kernel. Descriptors of SAN connections are always close-on-exec in the
-//! kernel, because the next program image could not go on with them; the program sees what it asked for.
+//! companions, which are always non-blocking in the kernel. Close-on-exec is the kernel's alone.
 #![expect(unsafe_code, reason = "reads and writes ints of the program")]
 
 use core::ffi::c_int;
@@ -17,12 +16,7 @@ use crate::runtime::{self, Runtime, SERVICE, TABLE};
 pub(crate) fn fcntl(fd: c_int, command: c_int, argument: usize) -> Option<Result<c_int, Errno>> {
     if !matches!(
         command,
-        libc::F_GETFL
-            | libc::F_SETFL
-            | libc::F_GETFD
-            | libc::F_SETFD
-            | libc::F_SETOWN
-            | F_SETOWN_EX
+        libc::F_GETFL | libc::F_SETFL | libc::F_SETOWN | F_SETOWN_EX
     ) {
         return None;
     }
@@ -32,7 +26,6 @@ pub(crate) fn fcntl(fd: c_int, command: c_int, argument: usize) -> Option<Result
         return None;
     }
     let is_listening = socket.stage() == Stage::SanListening;
-    let is_carried = socket.stage() == Stage::SanConnected;
     match command {
         libc::F_GETFL if is_listening => Some(sys::fcntl(fd, command, 0).map(|flags| {
             let rest = flags & !libc::O_NONBLOCK;
@@ -45,13 +38,6 @@ pub(crate) fn fcntl(fd: c_int, command: c_int, argument: usize) -> Option<Result
         libc::F_SETFL => {
             let flags = sys::to_int(argument);
             Some(set_flags(runtime, fd, &socket, flags).map(|()| 0))
-        }
-        libc::F_GETFD if is_carried && TABLE.is_kept(fd) => {
-            Some(sys::fcntl(fd, command, 0).map(|flags| flags & !libc::FD_CLOEXEC))
-        }
-        libc::F_SETFD if is_carried => {
-            TABLE.set_kept(fd, sys::to_int(argument) & libc::FD_CLOEXEC == 0);
-            Some(Ok(0))
         }
         _ => None,
     }
@@ -99,14 +85,6 @@ pub(crate) unsafe fn ioctl(
         let (_, socket) = known(fd)?;
         own(&socket);
         return None;
-    }
-    if matches!(request, libc::FIOCLEX | libc::FIONCLEX) {
-        let (_, socket) = known(fd)?;
-        if socket.stage() != Stage::SanConnected {
-            return None;
-        }
-        TABLE.set_kept(fd, request == libc::FIONCLEX);
-        return Some(Ok(()));
     }
     if !matches!(
         request,

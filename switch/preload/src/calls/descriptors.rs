@@ -13,7 +13,7 @@ use switch::session::{CloseStep, Conn};
 use switch::table::{Kind, Removed, SlotRef};
 use switch::{Errno, Stage, sys};
 
-use crate::calls::traffic;
+use crate::calls::{pump, traffic};
 use crate::runtime::{self, Runtime, SETS, TABLE};
 
 fn own_process() -> Option<&'static Runtime> {
@@ -101,33 +101,31 @@ pub(crate) fn duplicated(old: c_int, new: c_int) {
     if old == new || (TABLE.kind(old) == Kind::None && TABLE.kind(new) == Kind::None) {
         return;
     }
+    // In a `vfork` child the table is the parent's. What follows there is exec, which knows sockets without it.
     if let Some(runtime) = own_process() {
         finish(runtime, new, TABLE.duplicate(old, new));
-        if is_carried(new) {
-            keep_from_exec(new);
+        if new <= libc::STDERR_FILENO {
+            // The C library's own streams are past our exports. What cannot be pumped can still be read and written by calls.
+            pump::replace(runtime, new).ok();
         }
-    } else if is_carried(old) {
-        // In a `vfork` child: what follows is exec.
-        sys::fcntl(new, libc::F_SETFD, sys::int(libc::FD_CLOEXEC)).ok();
     }
 }
 
-fn is_carried(fd: c_int) -> bool {
-    TABLE.get(fd).is_some_and(|slot| {
-        slot.socket()
-            .is_some_and(|s| s.stage() == Stage::SanConnected)
-    })
+/// Before `fd` becomes a stream of the C library, whose reads and writes are past our exports. `Err`: it cannot.
+pub(crate) fn streaming(fd: c_int) -> Result<(), Errno> {
+    let is_carried = TABLE
+        .get(fd)
+        .is_some_and(|slot| pump::connected(&slot).is_some());
+    if !is_carried {
+        return Ok(());
+    }
+    let runtime = own_process().ok_or(libc::EOPNOTSUPP)?;
+    pump::replace(runtime, fd)
 }
 
-/// Makes a descriptor of a SAN connection close-on-exec, and remembers what the program asked for.
-pub(crate) fn keep_from_exec(fd: c_int) {
-    let Ok(flags) = sys::fcntl(fd, libc::F_GETFD, 0) else {
-        return;
-    };
-    if flags & libc::FD_CLOEXEC == 0 {
-        TABLE.set_kept(fd, true);
-        sys::fcntl(fd, libc::F_SETFD, sys::int(flags | libc::FD_CLOEXEC)).ok();
-    }
+/// Ends what the library knows of `fd`, whose number stays open.
+pub(crate) fn forget(runtime: &'static Runtime, fd: c_int) {
+    finish(runtime, fd, TABLE.remove(fd));
 }
 
 /// Before a duplicate of `old` is put over `new`. `Err`: it must not.

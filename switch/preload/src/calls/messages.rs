@@ -9,7 +9,8 @@ use core::ffi::{c_int, c_uint};
 use libc::{iovec, mmsghdr, msghdr, off_t, socklen_t};
 use switch::{Errno, sys};
 
-use crate::calls::stream;
+use crate::calls::{pump, stream};
+use crate::runtime;
 
 /// The parts of a message.
 ///
@@ -132,14 +133,136 @@ pub(crate) unsafe fn no_name(len: *mut socklen_t) {
     }
 }
 
-/// Whether a message may go to the kernel: descriptors of SAN connections would arrive as sockets without a connection.
+/// A message on its way to the kernel whose descriptors are not all the program's own.
+#[derive(Debug)]
+pub(crate) struct Passing {
+    header: msghdr,
+    /// Control data, in words so that it is aligned.
+    _control: Vec<u64>,
+    /// Kernel sockets that go in place of SAN sockets.
+    stand_ins: Vec<c_int>,
+}
+
+/// Prepares a message that may carry descriptors: a connection of the SAN would arrive as a socket without a connection, so that a
+/// stand-in goes in its place, and a listener goes as the kernel's alone. Null for a message that goes as it is; else [`passed`] takes
+/// it back. A raw pointer, because a thread may be cancelled while the kernel sends.
 ///
 /// # Safety
 /// `message` is as of `sendmsg`.
-pub(crate) unsafe fn may_pass(message: *const msghdr) -> Result<(), Errno> {
-    if message.is_null() {
-        return Ok(());
+pub(crate) unsafe fn passing(message: *const msghdr) -> Result<*mut Passing, Errno> {
+    let none = core::ptr::null_mut();
+    // SAFETY: by the caller's promise.
+    if message.is_null() || !unsafe { has_sockets(message) } {
+        return Ok(none);
     }
+    let Some(runtime) = runtime::get() else {
+        return Ok(none);
+    };
+    if runtime.process.is_foreign() {
+        return Err(libc::EOPNOTSUPP);
+    }
+    // SAFETY: by the caller's promise.
+    let mut header = unsafe { message.read_unaligned() };
+    let mut control = vec![0_u64; header.msg_controllen.div_ceil(size_of::<u64>())];
+    // SAFETY: room for as many bytes, and that many by the caller's promise.
+    unsafe {
+        core::ptr::copy_nonoverlapping(
+            header.msg_control.cast::<u8>(),
+            control.as_mut_ptr().cast::<u8>(),
+            header.msg_controllen,
+        );
+    }
+    header.msg_control = control.as_mut_ptr().cast();
+    let mut passing = Passing {
+        header,
+        _control: control,
+        stand_ins: Vec::new(),
+    };
+    let mut outcome = Ok(());
+    let header = &raw const passing.header;
+    let stand_ins = &mut passing.stand_ins;
+    let replace = |fd| match pump::to_pass(runtime, fd) {
+        Ok(stand_in) => {
+            stand_ins.extend(stand_in);
+            stand_in
+        }
+        Err(errno) => {
+            outcome = Err(errno);
+            None
+        }
+    };
+    // SAFETY: a header of our own with a copy of the program's control data.
+    unsafe { each_descriptor(header, replace) };
+    let passing = Box::into_raw(Box::new(passing));
+    if let Err(errno) = outcome {
+        // SAFETY: made a line above.
+        unsafe { passed(passing) };
+        return Err(errno);
+    }
+    Ok(passing)
+}
+
+/// The header to send.
+///
+/// # Safety
+/// `passing` came from [`passing`] and was not given back.
+pub(crate) unsafe fn header_of(passing: *const Passing) -> *const msghdr {
+    // SAFETY: by the caller's promise.
+    unsafe { &raw const (*passing).header }
+}
+
+/// After the kernel took the message, or refused it.
+///
+/// # Safety
+/// `passing` came from [`passing`], and is not used any more.
+pub(crate) unsafe fn passed(passing: *mut Passing) {
+    if passing.is_null() {
+        return;
+    }
+    // SAFETY: by the caller's promise.
+    let passing = unsafe { Box::from_raw(passing) };
+    for fd in passing.stand_ins {
+        // The message has a copy of its own.
+        sys::close(fd).ok();
+    }
+}
+
+/// Whether a message carries a descriptor of a socket that is the SAN's.
+///
+/// # Safety
+/// `message` is as of `sendmsg`.
+pub(crate) unsafe fn has_sockets(message: *const msghdr) -> bool {
+    let mut found = false;
+    let look = |fd| {
+        found |= stream::concerns(fd);
+        None
+    };
+    // SAFETY: by the caller's promise.
+    unsafe { each_descriptor(message, look) };
+    found
+}
+
+/// Whether one of an array of messages does.
+///
+/// # Safety
+/// `messages` has `count` elements as of `sendmmsg`.
+pub(crate) unsafe fn have_sockets(messages: *mut mmsghdr, count: c_uint) -> bool {
+    if messages.is_null() {
+        return false;
+    }
+    (0..count).any(|n| {
+        // SAFETY: by the caller's promise.
+        let message = unsafe { at(messages, n) };
+        // SAFETY: as above.
+        unsafe { has_sockets(message) }
+    })
+}
+
+/// Visits the descriptors that a message carries, and writes what comes back in their places.
+///
+/// # Safety
+/// `message` is as of `sendmsg`; its control data may be written if `visit` ever answers.
+unsafe fn each_descriptor(message: *const msghdr, mut visit: impl FnMut(c_int) -> Option<c_int>) {
     // SAFETY: by the caller's promise; the macros below stay inside its control data.
     let mut control = unsafe { libc::CMSG_FIRSTHDR(message) };
     while !control.is_null() {
@@ -152,19 +275,17 @@ pub(crate) unsafe fn may_pass(message: *const msghdr) -> Result<(), Errno> {
             let head = unsafe { libc::CMSG_LEN(0) } as usize;
             let count = header.cmsg_len.saturating_sub(head) / size_of::<c_int>();
             for n in 0..count {
+                let at = fds.wrapping_add(n * size_of::<c_int>()).cast::<c_int>();
                 // SAFETY: inside the data of this header.
-                let at = unsafe { fds.add(n * size_of::<c_int>()) };
-                // SAFETY: as above.
-                let fd = unsafe { at.cast::<c_int>().read_unaligned() };
-                if stream::concerns(fd) && stream::queued(fd).is_some() {
-                    return Err(libc::EOPNOTSUPP);
+                if let Some(other) = visit(unsafe { at.read_unaligned() }) {
+                    // SAFETY: as above, and by the caller's promise.
+                    unsafe { at.write_unaligned(other) };
                 }
             }
         }
         // SAFETY: as above.
         control = unsafe { libc::CMSG_NXTHDR(message, control) };
     }
-    Ok(())
 }
 
 /// Header of one message of an array.

@@ -6,11 +6,15 @@
 pub(crate) mod control;
 pub(crate) mod datagrams;
 pub(crate) mod descriptors;
+pub(crate) mod exec;
+#[cfg(not(test))]
+pub(crate) mod flow;
 pub(crate) mod hosts;
 pub(crate) mod messages;
 pub(crate) mod names;
 pub(crate) mod notices;
 pub(crate) mod options;
+pub(crate) mod pump;
 pub(crate) mod readiness;
 pub(crate) mod stream;
 pub(crate) mod traffic;

@@ -93,10 +93,14 @@ pub(crate) unsafe fn bind(
     if runtime.tcp.is_deferred(fd) {
         return Some(Err(libc::EINVAL));
     }
-    Some(match slot.socket() {
+    let result = match slot.socket() {
         Some(socket) => runtime.switch.bind(socket, name),
         None => runtime.tcp.bind_name(fd, name),
-    })
+    };
+    if result.is_ok() && !slot.endpoint.is_plain() {
+        host::name(&slot, fd);
+    }
+    Some(result)
 }
 
 /// Listens, or `None` for the real function.
@@ -154,7 +158,7 @@ pub(crate) unsafe fn accept(
         runtime.switch.drive_listener(socket);
         match runtime.switch.accept(socket, flags) {
             Ok(accepted) => {
-                let taken = take_in(runtime, &accepted, flags);
+                let taken = take_in(runtime, &accepted);
                 // SAFETY: by the caller's promise.
                 unsafe { Name::write(accepted.peer, name.cast(), len) };
                 return Accept::Done(taken);
@@ -199,7 +203,7 @@ fn arm_accept(runtime: &'static Runtime, socket: &Arc<SwitchSocket>, wait: &mut 
 }
 
 /// Tracks a connection that the switch has accepted.
-fn take_in(runtime: &Runtime, accepted: &switch::Accepted, flags: c_int) -> c_int {
+fn take_in(runtime: &Runtime, accepted: &switch::Accepted) -> c_int {
     let fd = accepted.fd;
     let socket = &accepted.socket;
     let is_san = socket.stage() == Stage::SanConnected;
@@ -212,7 +216,6 @@ fn take_in(runtime: &Runtime, accepted: &switch::Accepted, flags: c_int) -> c_in
             if let Some(slot) = slot
                 && is_san
             {
-                TABLE.set_kept(fd, flags & libc::SOCK_CLOEXEC == 0);
                 host::arrived(&slot, socket);
             }
         }

@@ -129,6 +129,14 @@ pub(crate) fn arrived(runtime: &Runtime, slot: &Slot, socket: &SwitchSocket) {
     tell(runtime, slot, socket);
 }
 
+/// Takes note of a connection that an earlier image of the program, or another process, has counted already.
+pub(crate) fn inherited(runtime: &Runtime, slot: &Slot, socket: &SwitchSocket) {
+    let record = san_record(runtime, socket, true);
+    // Relaxed: one word.
+    slot.record
+        .store(if record == 0 { UNTOLD } else { record }, Ordering::Relaxed);
+}
+
 /// The record of a connection that the SAN carries, made if there is none.
 fn tell(runtime: &Runtime, slot: &Slot, socket: &SwitchSocket) -> Record {
     // Relaxed, here and below: one word. An earlier connect of the socket may have fallen back and failed.

@@ -131,14 +131,22 @@ exports! {
             let placed = with_program!(datagrams::readdressed(message, &to));
             return real!(sendmsg(fd, &raw const placed, flags));
         }
-        if let Err(errno) = with_program!(messages::may_pass(message)) {
-            return finish(Err(errno));
+        let passing = match with_program!(messages::passing(message)) {
+            Ok(passing) => passing,
+            Err(errno) => return finish(Err(errno)),
+        };
+        if passing.is_null() {
+            return sending!(fd, real!(sendmsg(fd, message, flags)));
         }
-        sending!(fd, real!(sendmsg(fd, message, flags)))
+        let header = with_program!(messages::header_of(passing));
+        let result = sending!(fd, real!(sendmsg(fd, header, flags)));
+        with_program!(messages::passed(passing));
+        result
     }
 
     fn sendmmsg(fd: c_int, array: *mut mmsghdr, count: c_uint, flags: c_int) -> c_int {
-        if !stream::concerns(fd) && !datagrams::is_one(fd) {
+        let is_plain = !stream::concerns(fd) && !datagrams::is_one(fd);
+        if is_plain && !with_program!(messages::have_sockets(array, count)) {
             let result = real!(sendmmsg(fd, array, count, flags));
             traffic::moved(fd, with_program!(messages::bytes_of(array, result)), 0);
             return result;

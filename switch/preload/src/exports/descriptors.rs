@@ -112,9 +112,10 @@ exports! {
     }
 
     fn fdopen(fd: c_int, mode: *const c_char) -> *mut FILE {
-        // The stream's reads and writes would go to the kernel's socket.
-        if stream::concerns(fd) && kept(|| stream::queued(fd)).is_some() {
-            errno::store(libc::EOPNOTSUPP);
+        if stream::concerns(fd)
+            && let Err(errno) = kept(|| descriptors::streaming(fd))
+        {
+            errno::store(errno);
             return core::ptr::null_mut();
         }
         real!(fdopen(fd, mode))

@@ -3,13 +3,14 @@
 //! Place: the dynamic linker binds the program's calls to these; they call `calls` or the real functions of `real`.
 //! Invariants: each calls its real function with nothing alive that has a destructor; what else is to do is in `calls`.
 
-mod data;
-mod descriptors;
+pub(crate) mod data;
+pub(crate) mod descriptors;
 mod files;
 mod hosts;
-mod names;
+pub(crate) mod names;
 mod outside;
-mod ready;
+mod programs;
+pub(crate) mod ready;
 mod signals;
 mod splice;
 

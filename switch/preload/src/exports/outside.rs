@@ -7,7 +7,7 @@ use core::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
 
 use libc::size_t;
 
-use super::{data, descriptors, exports, files, names, ready, real, splice};
+use super::{data, descriptors, exports, files, names, programs, ready, real, splice};
 use crate::{errno, runtime};
 
 /// The answer to every way into io_uring; liburing's functions return it negative.
@@ -42,6 +42,8 @@ exports! {
                 libc::SYS_dup => descriptors::dup(int(a)) as isize,
                 libc::SYS_dup3 => descriptors::dup3(int(a), int(b), int(c)) as isize,
                 libc::SYS_fcntl => descriptors::fcntl(int(a), int(b), c) as isize,
+                libc::SYS_execve => programs::execve(pointer(a).cast(), pointer(b).cast(), pointer(c).cast()) as isize,
+                libc::SYS_execveat => programs::execveat(int(a), pointer(b).cast(), pointer(c).cast(), pointer(d).cast(), int(e)) as isize,
                 libc::SYS_read => data::read(int(a), pointer(b), c),
                 libc::SYS_write => data::write(int(a), pointer(b), c),
                 libc::SYS_readv => data::readv(int(a), pointer(b).cast(), int(c)),

@@ -1,29 +1,29 @@
 //! Why a program cannot carry the preload library, read from its file before it is started.
 //!
-//! Place: `run` asks [`obstacle`] about the program; a script is judged by its interpreter.
+//! Place: `sanlab run` and the preload library's `exec` ask [`obstacle`] about the program; a script is judged by its interpreter.
 //! Invariants: every number from the file is checked against the file's length; a file that cannot be read or understood has no obstacle, the
 //! kernel and the dynamic linker then say what is wrong with it.
 //! Source: System V ABI, gABI chapters 4 and 5; ld.so(8) on secure execution; execve(2) on interpreters; GNU symbol versioning (LSB).
 //! Leaves out: files for other machines, which the kernel refuses to run anyway.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::Read as _;
+use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use driver::sys::Fd;
 use ring_proto::telemetry::Reason;
+use rustix::fs::{Access, Mode, OFlags};
 
 /// Why a program runs without the library.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Obstacle {
+pub struct Obstacle {
     /// Reason as `stat` counts it.
-    pub(crate) reason: Reason,
+    pub reason: Reason,
     /// The file that has the obstacle: the program, or the interpreter of a script.
-    pub(crate) file: PathBuf,
+    pub file: PathBuf,
     /// What it is, for people.
-    pub(crate) what: String,
+    pub what: String,
 }
 
 /// How many interpreters a script may stand on, as the kernel allows.
@@ -43,7 +43,8 @@ const SHT_GNU_VERNEED: u32 = 0x6fff_fffe;
 
 /// The sanitizer's runtime that a program is linked to, by the name the dynamic linker knows. It must be loaded before any other
 /// library.
-pub(crate) fn sanitizer(program: &Path) -> Option<String> {
+#[must_use]
+pub fn sanitizer(program: &Path) -> Option<String> {
     let needed = Image::read(program)?.needed_libraries;
     let is_runtime = |name: &String| {
         ["libasan.so", "libtsan.so", "libhwasan.so", "liblsan.so"]
@@ -54,7 +55,8 @@ pub(crate) fn sanitizer(program: &Path) -> Option<String> {
 }
 
 /// What keeps `program` from carrying the preload library at `library`, if anything.
-pub(crate) fn obstacle(program: &Path, library: &Path) -> Option<Obstacle> {
+#[must_use]
+pub fn obstacle(program: &Path, library: &Path) -> Option<Obstacle> {
     let mut file = program.to_owned();
     for _ in 0..=SCRIPT_DEPTH {
         if let Some(what) = set_id(&file) {
@@ -112,13 +114,13 @@ fn image_obstacle(image: &Image, library: &Path) -> Option<(Reason, String)> {
 
 /// Whether the kernel would give the program other rights than ours, which makes the dynamic linker ignore preloaded libraries.
 fn set_id(file: &Path) -> Option<String> {
-    let metadata = fs::metadata(file).ok()?;
-    let (user, group) = (nix::unistd::getuid(), nix::unistd::getgid());
-    if metadata.mode() & SET_USER_ID != 0 && metadata.uid() != user.as_raw() {
-        return Some(format!("set-user-id of user {}", metadata.uid()));
+    let about = rustix::fs::stat(file).ok()?;
+    let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
+    if about.st_mode & SET_USER_ID != 0 && about.st_uid != user.as_raw() {
+        return Some(format!("set-user-id of user {}", about.st_uid));
     }
-    if metadata.mode() & SET_GROUP_ID == SET_GROUP_ID && metadata.gid() != group.as_raw() {
-        return Some(format!("set-group-id of group {}", metadata.gid()));
+    if about.st_mode & SET_GROUP_ID == SET_GROUP_ID && about.st_gid != group.as_raw() {
+        return Some(format!("set-group-id of group {}", about.st_gid));
     }
     let mut capability = [0_u8; 64];
     let has_capability =
@@ -128,13 +130,9 @@ fn set_id(file: &Path) -> Option<String> {
 
 /// The program that the kernel starts for a script; looks through `env`, which starts another one.
 fn interpreter_of_script(file: &Path) -> Option<PathBuf> {
-    let mut start = Vec::new();
-    File::open(file)
-        .ok()?
-        .take(256)
-        .read_to_end(&mut start)
-        .ok()?;
-    let line = start.strip_prefix(b"#!")?;
+    let mut start = [0; 256];
+    let len = rustix::io::pread(&open(file)?, &mut start, 0).ok()?;
+    let line = start.get(..len)?.strip_prefix(b"#!")?;
     let line = line.split(|&byte| byte == b'\n').next()?;
     let mut words = line
         .split(|byte| byte.is_ascii_whitespace())
@@ -152,7 +150,8 @@ fn interpreter_of_script(file: &Path) -> Option<PathBuf> {
 }
 
 /// The executable file of this name in the directories of PATH.
-pub(crate) fn find_in_path(name: &OsStr) -> Option<PathBuf> {
+#[must_use]
+pub fn find_in_path(name: &OsStr) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     std::env::split_paths(&path)
         .map(|directory| directory.join(name))
@@ -160,8 +159,9 @@ pub(crate) fn find_in_path(name: &OsStr) -> Option<PathBuf> {
 }
 
 /// Whether a file is one that this user may execute.
-pub(crate) fn is_executable(file: &Path) -> bool {
-    file.is_file() && nix::unistd::access(file, nix::unistd::AccessFlags::X_OK).is_ok()
+#[must_use]
+pub fn is_executable(file: &Path) -> bool {
+    file.is_file() && rustix::fs::access(file, Access::EXEC_OK).is_ok()
 }
 
 /// The C library that a dynamic linker brings: it lies beside the linker's real file.
@@ -205,7 +205,7 @@ struct Part {
 
 impl Image {
     fn read(path: &Path) -> Option<Self> {
-        let file = File::open(path).ok()?;
+        let file = open(path)?;
         let header = bytes_at(&file, 0, 64)?;
         if !header.starts_with(b"\x7fELF") || header[5] != 1 {
             return None;
@@ -238,7 +238,7 @@ impl Image {
         Some(image)
     }
 
-    fn read_versions(&mut self, file: &File, header: &[u8]) -> Option<()> {
+    fn read_versions(&mut self, file: &Fd, header: &[u8]) -> Option<()> {
         let sections = parts(file, u64_at(header, 40)?, &header[58..62], section)?;
         for section in &sections {
             let walk: Walk = match section.kind {
@@ -363,7 +363,7 @@ fn section(header: &[u8]) -> Option<Part> {
 
 /// Reads a table of headers; `shape` is the pair of entry size and count from the file's header.
 fn parts(
-    file: &File,
+    file: &Fd,
     offset: u64,
     shape: &[u8],
     read: fn(&[u8]) -> Option<Part>,
@@ -377,17 +377,31 @@ fn parts(
     table.chunks_exact(size.max(1)).map(read).collect()
 }
 
-fn part_bytes(file: &File, part: &Part) -> Option<Vec<u8>> {
+fn part_bytes(file: &Fd, part: &Part) -> Option<Vec<u8>> {
     bytes_at(file, part.offset, part.len)
 }
 
-fn bytes_at(file: &File, offset: u64, len: u64) -> Option<Vec<u8>> {
+fn bytes_at(file: &Fd, offset: u64, len: u64) -> Option<Vec<u8>> {
     if len > PART_MAX {
         return None;
     }
     let mut bytes = vec![0; usize::try_from(len).ok()?];
-    file.read_exact_at(&mut bytes, offset).ok()?;
+    let mut done = 0;
+    while done < bytes.len() {
+        let at = offset.checked_add(done as u64)?;
+        match rustix::io::pread(file, bytes.get_mut(done..)?, at).ok()? {
+            0 => return None,
+            read => done += read,
+        }
+    }
     Some(bytes)
+}
+
+/// Opens a file for reading, past the C library, whose functions are the preload library's own.
+fn open(path: &Path) -> Option<Fd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    Some(Fd::from_owned(file))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
