@@ -559,10 +559,14 @@ void fill(struct pair p)
     peer(SET, p.far, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
     nonblocking(p.fd, true);
     struct pollfd one = {p.fd, POLLOUT, 0};
-    do
+    bool is_quiet = false;
+    while (!is_quiet) {
         while (send(p.fd, block, sizeof block, MSG_NOSIGNAL) > 0)
             ;
-    while (poll(&one, 1, 1000) > 0 && !(one.revents & (POLLHUP | POLLERR)));
+        bool has_room = poll(&one, 1, 1000) > 0 && !(one.revents & (POLLHUP | POLLERR));
+        /* A little room does not count as writable. */
+        is_quiet = !has_room && send(p.fd, block, sizeof block, MSG_NOSIGNAL) <= 0;
+    }
     nonblocking(p.fd, false);
 }
 
