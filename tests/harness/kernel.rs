@@ -127,6 +127,15 @@ pub(crate) fn is_alive(pid: u32) -> bool {
     !status.is_empty() && !status.contains("State:\tZ") && !status.contains("State:\tX")
 }
 
+/// Children of a process that has one thread.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let list = fs::read_to_string(path).unwrap_or_default();
+    list.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
 /// Processor time that a process has used, in clock ticks.
 pub(crate) fn cpu_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();

@@ -68,8 +68,9 @@ pub struct Conn {
     pub(super) rests_until_ns: AtomicU64,
     /// Descriptor whose owner is signalled; -1: none.
     pub(super) owned_fd: AtomicI32,
-    /// 1: this process closed the companion, its memory can go with this value.
-    pub(super) finished: AtomicU32,
+    /// Process that closed the companion, whose memory goes with its value; 0: none has. A child of a fork inherits the value, and
+    /// must not free a second time.
+    pub(super) finished_by: AtomicU64,
 }
 
 impl core::fmt::Debug for Conn {
@@ -517,7 +518,8 @@ impl Conn {
         // infallible in practice; a dead provider has nothing left to close.
         let _closed = sp.wsp_close_socket(self.sp);
         // Relaxed: read by `drop`, which has the value alone.
-        self.finished.store(1, Ordering::Relaxed);
+        self.finished_by
+            .store(self.provider.self_id(), Ordering::Relaxed);
         self.wake_local();
     }
 }

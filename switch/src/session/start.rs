@@ -271,7 +271,7 @@ impl Conn {
             touches_seen: AtomicU32::new(0),
             rests_until_ns: AtomicU64::new(0),
             owned_fd: AtomicI32::new(-1),
-            finished: AtomicU32::new(0),
+            finished_by: AtomicU64::new(0),
             provider,
         })
     }
@@ -280,7 +280,7 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         // Relaxed: `&mut self`.
-        if self.finished.load(Ordering::Relaxed) == 0 {
+        if self.finished_by.load(Ordering::Relaxed) != self.provider.self_id() {
             return;
         }
         let r = self.record.get();

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ring_proto::sync::Ordering;
+
 use super::world::{
     DoubleWorld, World, pattern, read_to_end, recv, recv_flags, send, send_all, settle,
 };
@@ -54,6 +56,26 @@ pub(super) fn close_with_unsent_data(world: &impl World) {
     settle(&[&a, &b]);
     assert_eq!((a.phase(), b.phase()), (Phase::Closed, Phase::Closed));
     assert!(!a.wants_service() && !b.wants_service());
+}
+
+/// A fork between the end of a connection and the end of its value: parent and child both freed the buffers, which then served two
+/// connections at once.
+#[test]
+fn regression_a_child_of_a_fork_does_not_free_what_its_parent_closed() {
+    let world = DoubleWorld::new();
+    let (a, b) = world.pair();
+    a.close(None);
+    b.close(None);
+    settle(&[&a, &b]);
+    assert_eq!((a.phase(), b.phase()), (Phase::Closed, Phase::Closed));
+    let before = world.fabric.allocated();
+    assert_ne!(before, 0);
+    let parent = world.fabric.self_id.swap(77, Ordering::Relaxed);
+    drop(a);
+    assert_eq!(world.fabric.allocated(), before, "in the child");
+    world.fabric.self_id.store(parent, Ordering::Relaxed);
+    drop(b);
+    assert!(world.fabric.allocated() < before, "in the parent");
 }
 
 #[test]
