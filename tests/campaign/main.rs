@@ -31,7 +31,7 @@ fn faults_at_random_points_damage_no_byte_hang_nothing_and_leave_nothing() {
     let mut chance = Chance(seed.expect("SANLAB_SEED is a number"));
     let rounds = if is_long { 52 } else { 2 };
     let patience = Duration::from_secs(if is_long { 3600 } else { 300 });
-    let lab = Lab::with_patience(
+    let lab = Lab::patient(
         "faults_at_random_points_damage_no_byte_hang_nothing_and_leave_nothing",
         patience,
     );

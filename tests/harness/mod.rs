@@ -58,11 +58,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 impl Lab {
     /// A world for the test of this name.
     pub(crate) fn new(test: &str) -> Self {
-        Self::with_patience(test, PATIENCE)
+        Self::patient(test, PATIENCE)
     }
 
     /// A world for a test that takes longer than others.
-    pub(crate) fn with_patience(test: &str, patience: Duration) -> Self {
+    pub(crate) fn patient(test: &str, patience: Duration) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         // Short, because socket paths are.
