@@ -68,10 +68,13 @@ impl Environment {
         files(list).any(|file| file == self.library.to_bytes())
     }
 
-    /// A value of `LD_PRELOAD` with this library, first.
+    /// A value of `LD_PRELOAD` with this library, first unless it has a place already: a sanitizer's runtime must come before it.
     pub(crate) fn with_library(&self, list: &[u8]) -> Vec<u8> {
+        if self.is_in(list) {
+            return list.to_vec();
+        }
         let mut with = self.library.to_bytes().to_vec();
-        for file in files(list).filter(|file| *file != self.library.to_bytes()) {
+        for file in files(list) {
             with.push(b':');
             with.extend_from_slice(file);
         }
@@ -144,7 +147,7 @@ mod tests {
         assert_eq!(environment.with_library(b""), b"/x/lib.so");
         assert_eq!(
             environment.with_library(b"/a.so:/x/lib.so"),
-            b"/x/lib.so:/a.so"
+            b"/a.so:/x/lib.so"
         );
         assert_eq!(
             environment.without_library(b"/x/lib.so /a.so:/b.so"),
