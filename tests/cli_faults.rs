@@ -14,6 +14,7 @@ use harness::{Cluster, Lab, Process};
 const ECHO: &str = "
 import socket
 listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 listener.bind(('0.0.0.0', 7000))
 listener.listen()
 while True:

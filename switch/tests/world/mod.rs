@@ -127,6 +127,8 @@ impl Node {
     }
 
     pub(crate) fn serve(&self) {
+        // The first step may leave to the program what it drives by its calls; a tick later they have stopped.
+        self.switch.service_step();
         self.switch.service_step();
     }
 
