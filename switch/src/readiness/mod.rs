@@ -9,6 +9,7 @@ pub mod epoll;
 pub mod lock;
 mod nested;
 pub mod poll;
+mod registration;
 mod vectors;
 
 use core::cell::Cell;

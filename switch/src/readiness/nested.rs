@@ -9,7 +9,8 @@
 use std::os::fd::RawFd;
 use std::sync::{Arc, Weak};
 
-use super::epoll::{EpollSet, Event, Place, Registration, SetState, bit, change};
+use super::epoll::{EpollSet, Event, SetState, bit};
+use super::registration::{Place, Registration, change};
 use super::{Desk, Look, arm};
 use crate::outcome::Errno;
 use crate::socket::SwitchSocket;
