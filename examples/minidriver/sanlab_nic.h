@@ -147,6 +147,9 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are little-
 #define SANLAB_CHANNEL_ENV_CLUSTER "SANLAB_CLUSTER" /* Environment variable with the cluster's name */
 #define SANLAB_CHANNEL_ENV_NODE "SANLAB_NODE" /* Environment variable with the node's name */
 #define SANLAB_CHANNEL_ENV_ADDR "SANLAB_ADDR" /* Environment variable with the node's first address, empty when it has none */
+#define SANLAB_CHANNEL_ENV_ESTATE "SANLAB_ESTATE" /* Environment variable with the number of the memfd in which a program image tells the next of its sockets */
+#define SANLAB_CHANNEL_ENV_ROLE "SANLAB_ROLE" /* Environment variable that gives the library another work than the program's */
+#define SANLAB_CHANNEL_ENV_PRELOAD "SANLAB_PRELOAD" /* Environment variable with the LD_PRELOAD of a program that is not to have the library */
 
 /* ---- Constants of telemetry ---- */
 
