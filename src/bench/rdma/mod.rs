@@ -1,6 +1,6 @@
 //! The NIC measured as perftest measures one: latency, bandwidth and rate of each operation, through a NIC process or embedded.
 //!
-//! Place: `sanlab bench rdma`; [`nic`] brings the NIC, this file drives two connected queue pairs of it. Invariants: both ends belong to this
+//! Place: `sanlab bench rdma`; `nic` brings the NIC, this file drives two connected queue pairs of it. Invariants: both ends belong to this
 //! process, as programs with the NIC's memory mapped; every completion's status is looked at, and what lies in the target memory at the end
 //! is compared with what was sent. Latency is from post to the polled completion (of the receiver, for a SEND); a closed loop.
 //! Baselines: a bare cache line that goes there and back, a bare ring of elements as large as a WQE, a copy by this process.
