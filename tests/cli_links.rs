@@ -15,6 +15,7 @@ use harness::{Cluster, Lab, Process, wait_until};
 const ECHO: &str = "
 import socket
 listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 listener.bind(('0.0.0.0', 7000))
 listener.listen()
 while True:
