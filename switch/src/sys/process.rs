@@ -1,0 +1,71 @@
+//! The calling process and its threads.
+
+use core::ptr;
+
+use super::{int, syscall, to_int};
+
+/// Process id, from the kernel: right in a `vfork` child too.
+#[must_use]
+pub fn getpid() -> i32 {
+    // SAFETY: takes no argument and cannot fail.
+    unsafe { syscall(libc::SYS_getpid, [0; 6]) }.map_or(0, to_int)
+}
+
+/// Number of the calling thread.
+#[must_use]
+pub fn gettid() -> i32 {
+    // SAFETY: takes no argument and cannot fail.
+    unsafe { syscall(libc::SYS_gettid, [0; 6]) }.map_or(0, to_int)
+}
+
+/// Whether a thread of this process lives.
+#[must_use]
+pub fn thread_exists(thread: i32) -> bool {
+    let args = [int(getpid()), int(thread), 0, 0, 0, 0];
+    // SAFETY: takes no pointer; signal 0 is sent to nobody.
+    let result = unsafe { syscall(libc::SYS_tgkill, args) };
+    result != Err(libc::ESRCH)
+}
+
+/// Sends a signal to the calling thread.
+pub fn raise(signal: i32) {
+    let args = [int(getpid()), int(gettid()), int(signal), 0, 0, 0];
+    // SAFETY: takes no pointer. It can fail for a bad number only.
+    unsafe { syscall(libc::SYS_tgkill, args) }.ok();
+}
+
+/// Sends a signal to the calling thread with what it carried before.
+pub fn queue_to_self(info: &libc::siginfo_t) {
+    let address = ptr::from_ref(info).expose_provenance();
+    let args = [
+        int(getpid()),
+        int(gettid()),
+        int(info.si_signo),
+        address,
+        0,
+        0,
+    ];
+    // SAFETY: the fourth argument points at a siginfo. The kernel lets a process say anything to itself.
+    unsafe { syscall(libc::SYS_rt_tgsigqueueinfo, args) }.ok();
+}
+
+/// Gives the processor away.
+pub fn yield_now() {
+    // SAFETY: takes no argument and cannot fail.
+    unsafe { syscall(libc::SYS_sched_yield, [0; 6]) }.ok();
+}
+
+/// Writes the path of the program's file to `path`, cut to its length, and returns the bytes written.
+pub fn executable(path: &mut [u8]) -> usize {
+    let link = c"/proc/self/exe";
+    let args = [
+        int(libc::AT_FDCWD),
+        link.as_ptr().expose_provenance(),
+        path.as_mut_ptr().expose_provenance(),
+        path.len(),
+        0,
+        0,
+    ];
+    // SAFETY: a C string, and room of the length given.
+    unsafe { syscall(libc::SYS_readlinkat, args) }.unwrap_or(0)
+}
