@@ -1,14 +1,14 @@
 //! Which road data takes, and when that is decided (R-1 … … R-45).
 
 use core::net::{Ipv4Addr, SocketAddr};
-use driver::spi::ServiceProvider;
 use std::sync::Arc;
-use switch::tcp_provider::TcpProvider;
 
+use driver::spi::ServiceProvider;
 use driver::wsa::WsaError;
 use ring_proto::telemetry::Reason;
 use switch::config::NodeEntry;
 use switch::mock::TcpCall;
+use switch::tcp_provider::TcpProvider;
 use switch::{ConnectStep, Stage};
 
 use super::world::{A, B, World, accept, at, establish, settle, sp_of};

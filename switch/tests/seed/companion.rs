@@ -1,8 +1,8 @@
 //! The companion: address, options, its operation, and what follows from its end (R-53, R-61 … ).
 
 use core::net::SocketAddr;
-use driver::spi::ServiceProvider;
 
+use driver::spi::ServiceProvider;
 use driver::wsa::WsaError;
 use ring_proto::telemetry::Reason;
 use switch::mock::Call;

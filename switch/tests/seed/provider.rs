@@ -1,6 +1,7 @@
 //! Providers: which are used, and the handles that they and the switch name sockets by (R-12 … … R-60).
 
 use core::net::Ipv4Addr;
+
 use driver::spi::{Extension, OVERLAPPED_DONE, Overlapped, ServiceProvider, SwitchHandle};
 use driver::wsa::WsaError;
 use ring_proto::sync::Ordering;
