@@ -8,8 +8,8 @@ use nic_emu::device::LinkChange;
 use nic_emu::server::{EventSpec, LinkSpec, Trouble};
 use serde::{Deserialize, Serialize};
 
+use super::read::{Fault, boolean, choice, fault, table, unknown, wrong_kind};
 use super::tree::{Entry, Node, Value};
-use super::{Fault, choice, fault, table, unknown, wrong_kind};
 use crate::units;
 
 /// Parameters that both `[[link]]` and `set` take.
@@ -225,7 +225,7 @@ fn read_change(node: &Node, path: &str) -> Result<LinkChange, Fault> {
 
 fn read_parameter(entry: &Entry, path: &str, change: &mut LinkChange) -> Result<(), Fault> {
     if entry.key == "up" {
-        change.up = Some(super::boolean(entry, path)?);
+        change.up = Some(boolean(entry, path)?);
         return Ok(());
     }
     let wanted = match entry.key.as_str() {
