@@ -15,10 +15,12 @@ use nic_emu::server::{Loopback, Sandbox};
 use crate::units;
 
 mod bench;
+mod stat;
 
 pub(crate) use bench::{
     BenchCompare, BenchEffort, BenchOutput, BenchRdma, BenchRing, Benchmark, Placement, RingMetric,
 };
+pub(crate) use stat::Stat;
 
 const OVERVIEW: &str = "Example, in two terminals:
   sanlab up
@@ -209,22 +211,6 @@ pub(crate) struct Run {
         value_name = "COMMAND"
     )]
     pub(crate) command: Vec<OsString>,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  sanlab stat
-  sanlab stat lab2 --json | jq '.connections[] | {program, road, reason}'
-  sanlab stat --watch")]
-pub(crate) struct Stat {
-    #[command(flatten)]
-    pub(crate) choice: Choice,
-    /// Print one JSON object instead of tables.
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Print again every second until Ctrl-C.
-    #[arg(long, conflicts_with = "json")]
-    pub(crate) watch: bool,
 }
 
 #[derive(Debug, Args)]

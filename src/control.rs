@@ -9,7 +9,8 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use nic_emu::control::client;
-use nic_emu::control::{Note, Pong};
+use nic_emu::control::{Inspected, Note, Pong};
+use nic_emu::device::Topic;
 use nic_emu::server::{self, ClusterConfig, Loopback, Sandbox};
 use ring_proto::telemetry::Reason;
 use serde_json::Value;
@@ -25,6 +26,11 @@ pub(crate) fn ping(directory: &Path) -> anyhow::Result<Pong> {
 pub(crate) fn stat(directory: &Path) -> anyhow::Result<Value> {
     let stat = client::stat(&paths::control_socket(directory))?;
     serde_json::to_value(stat).context("cannot encode the emulator's answer")
+}
+
+/// Asks what the NICs consist of: some parts, or all when none is named.
+pub(crate) fn inspect(directory: &Path, parts: &[Topic]) -> anyhow::Result<Inspected> {
+    Ok(client::inspect(&paths::control_socket(directory), parts)?)
 }
 
 /// Asks the emulator to end.

@@ -24,6 +24,7 @@ mod exit;
 mod kv;
 mod lab;
 mod ls;
+mod objects;
 mod output;
 mod paths;
 mod run;

@@ -13,34 +13,37 @@ use crate::cli;
 use crate::cluster::{self, Cluster};
 use crate::control;
 use crate::exit::Failure;
+use crate::objects::Objects;
 use crate::output::{self, Table};
 use crate::signals::{StopSignals, Waited};
 
 /// Time between two answers of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Shows the counters, connections and fall-backs of a cluster.
+/// Shows the counters, connections and fall-backs of a cluster, or the objects of its NICs.
 pub(crate) fn stat(arguments: &cli::Stat) -> Result<(), Failure> {
     let cluster = cluster::select(arguments.choice.name())?;
     if arguments.watch {
-        return watch(&cluster);
+        return watch(&cluster, arguments);
     }
     cluster.require_running()?;
-    let stat = look(&cluster)?;
-    if arguments.json {
-        output::json(&stat)
-    } else {
-        output::answer(&render(&stat))
+    if !arguments.json {
+        return output::answer(&text(&cluster, arguments)?);
     }
+    let mut stat = look(&cluster, arguments.node.as_deref())?;
+    if let Some(objects) = objects(&cluster, arguments)? {
+        stat["objects"] = objects.to_json()?;
+    }
+    output::json(&stat)
 }
 
-fn watch(cluster: &Cluster) -> Result<(), Failure> {
+fn watch(cluster: &Cluster, arguments: &cli::Stat) -> Result<(), Failure> {
     /// Cursor home, then erase what is below.
     const CLEAR: &str = "\x1b[H\x1b[2J";
     let stop = StopSignals::catch()?;
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stdout());
     loop {
-        let text = render(&look(cluster)?);
+        let text = text(cluster, arguments)?;
         if is_terminal {
             output::answer(&format!("{CLEAR}{text}"))?;
         } else {
@@ -52,8 +55,56 @@ fn watch(cluster: &Cluster) -> Result<(), Failure> {
     }
 }
 
-fn look(cluster: &Cluster) -> Result<Value, Failure> {
-    Ok(control::stat(&cluster.directory)?)
+/// The answer for people.
+fn text(cluster: &Cluster, arguments: &cli::Stat) -> Result<String, Failure> {
+    // Asked in any case: it knows which nodes there are.
+    let stat = look(cluster, arguments.node.as_deref())?;
+    Ok(match objects(cluster, arguments)? {
+        Some(objects) => objects.render(),
+        None => render(&stat),
+    })
+}
+
+fn objects<'a>(
+    cluster: &Cluster,
+    arguments: &'a cli::Stat,
+) -> Result<Option<Objects<'a>>, Failure> {
+    let parts = arguments.objects.as_deref();
+    parts
+        .map(|parts| Objects::look(cluster, parts, arguments.node.as_deref()))
+        .transpose()
+}
+
+fn look(cluster: &Cluster, node: Option<&str>) -> Result<Value, Failure> {
+    let mut stat = control::stat(&cluster.directory)?;
+    if let Some(node) = node {
+        keep_node(&mut stat, node)?;
+    }
+    Ok(stat)
+}
+
+/// Drops what belongs to other nodes.
+fn keep_node(stat: &mut Value, node: &str) -> Result<(), Failure> {
+    let nodes = rows(stat, "nodes");
+    let names: Vec<_> = nodes.iter().map(|row| word(row, "name")).collect();
+    if !names.iter().any(|name| name == node) {
+        let (cluster, names) = (word(stat, "cluster"), names.join(", "));
+        let text = format_args!("cluster {cluster} has no node {node}; its nodes are {names}");
+        return Err(Failure::usage(text));
+    }
+    for (list, key) in [
+        ("nodes", "name"),
+        ("connections", "node"),
+        ("totals", "node"),
+        ("fallbacks", "node"),
+        ("ungoverned", "node"),
+        ("findings", "node"),
+    ] {
+        if let Some(rows) = stat[list].as_array_mut() {
+            rows.retain(|row| row[key] == node);
+        }
+    }
+    Ok(())
 }
 
 /// The tables of a stat object.
@@ -284,6 +335,23 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn a_node_keeps_what_is_its_own() {
+        let of = |node| json!([{"node": node}]);
+        let stat = json!({
+            "cluster": "lab", "nodes": [{"name": "a"}, {"name": "b"}], "connections": [{"node": "a"}, {"node": "b"}],
+            "totals": of("a"), "fallbacks": of("b"), "ungoverned": of("a"), "findings": of("b"),
+        });
+        let mut of_a = stat.clone();
+        keep_node(&mut of_a, "a").unwrap();
+        let expected = json!({
+            "cluster": "lab", "nodes": [{"name": "a"}], "connections": of("a"),
+            "totals": of("a"), "fallbacks": [], "ungoverned": of("a"), "findings": [],
+        });
+        assert_eq!(of_a, expected);
+        assert!(keep_node(&mut stat.clone(), "x").unwrap_err().is_usage());
     }
 
     #[test]

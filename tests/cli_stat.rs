@@ -5,7 +5,8 @@ mod harness;
 use std::io::Read as _;
 use std::process::Stdio;
 
-use harness::Lab;
+use harness::{Lab, Peer, Road, programs, wait_until};
+use serde_json::Value;
 
 #[test]
 fn stat_has_every_member_of_the_contract() {
@@ -56,6 +57,118 @@ fn stat_for_people_shows_every_node() {
             "{text}"
         );
     }
+}
+
+/// Members of `objects`, and the title that each has in the tables.
+const PARTS: [(&str, &str); 9] = [
+    ("functions", "functions:"),
+    ("qps", "queue pairs:"),
+    ("cqs", "completion queues:"),
+    ("srqs", "shared receive queues:"),
+    ("mrs", "memory regions:"),
+    ("mws", "memory windows:"),
+    ("windows", "windows:"),
+    ("doorbells", "doorbells:"),
+    ("findings", "findings:"),
+];
+
+#[test]
+fn objects_of_the_nics_are_shown_for_each_node() {
+    let Some([python]) = programs::find(["python3"]) else {
+        return;
+    };
+    let lab = Lab::new("objects_of_the_nics_are_shown_for_each_node");
+    let cluster = lab.up_on(Road::San);
+    let mut server = Peer::start(&lab, "server", cluster.run("a", [&python]));
+    server.expect("listen l 0.0.0.0 7000", "listening 0.0.0.0 7000");
+    cluster.wait_listening("a", 7000);
+    let mut client = Peer::start(&lab, "client", cluster.run("b", [&python]));
+    client.ask(&format!("connect c {} 7000", cluster.address("a")));
+    server.ask("accept s l");
+    client.expect("send c 5000", "sent 5000");
+    server.expect("recv s 5000", "received 5000 right more");
+
+    let rows = |answer: &Value, part: &str| {
+        let rows = answer["objects"][part].as_array();
+        rows.unwrap_or_else(|| panic!("no {part}: {answer:#}"))
+            .clone()
+    };
+    let all = lab.json(&["stat", "--json", "--objects"]);
+    assert!(all["nodes"].is_array() && all["connections"].is_array());
+    assert_eq!(all["objects"]["engine"]["validate"], false);
+    for (node, pid) in [("a", server.process.pid()), ("b", client.process.pid())] {
+        let of = |part| {
+            let mut rows = rows(&all, part);
+            rows.retain(|row| row["node"] == node);
+            assert_ne!(rows, [Value::Null; 0], "{node} has no {part}: {all:#}");
+            rows
+        };
+        let functions = of("functions");
+        assert_eq!(
+            (functions.len(), &functions[0]["pid"]),
+            (1, &pid.into()),
+            "{functions:#?}"
+        );
+        assert_eq!(functions[0]["state"], "ready");
+        assert!(functions[0]["is_parked"].is_boolean());
+        let qps = of("qps");
+        let qp = qps.iter().find(|qp| qp["state"] == "RTS");
+        let qp = qp.unwrap_or_else(|| panic!("{qps:#?}"));
+        assert!(qp["sq"]["consumer"].as_u64().unwrap() > 0, "{qp:#}");
+        assert_eq!(qp["last_error"], Value::Null);
+        for part in ["cqs", "mrs", "windows", "doorbells"] {
+            of(part);
+        }
+        // The same through the filter, and nothing of another node.
+        let own = ["stat", "--json", "--objects", "--node", node];
+        let own = lab.json(&own);
+        for (part, _) in PARTS {
+            assert!(rows(&own, part).iter().all(|row| row["node"] == node));
+        }
+        assert_eq!(rows(&own, "qps").len(), qps.len());
+        assert_eq!(own["nodes"].as_array().map(Vec::len), Some(1));
+    }
+
+    let text = lab.succeed(&["stat", "--objects"]);
+    for (_, title) in PARTS {
+        assert!(text.contains(title), "{title} {text}");
+    }
+    assert!(text.contains("RTS") && text.contains("PARKED"), "{text}");
+    let text = lab.succeed(&["stat", "--objects=qps,cqs", "--node", "b"]);
+    for (part, title) in PARTS {
+        let is_asked = part == "qps" || part == "cqs";
+        assert_eq!(text.contains(&format!("\n{title}")), is_asked, "{text}");
+    }
+    assert!(text.contains(" b ") && !text.contains(" a "), "{text}");
+    // What has gone is not shown: a killed program's function, or its state as long as its bytes serve the peer.
+    server.process.kill();
+    wait_until(|| {
+        let left = lab.json(&["stat", "--json", "--objects", "--node", "a"]);
+        let left = rows(&left, "functions");
+        left.iter().all(|row| row["state"] != "ready")
+    });
+}
+
+#[test]
+fn stat_of_a_node_is_of_that_node_alone() {
+    let lab = Lab::new("stat_of_a_node_is_of_that_node_alone");
+    let cluster = lab.up();
+    let stat = lab.json(&["stat", "--json", "--node", "b"]);
+    let nodes = stat["nodes"].as_array().unwrap();
+    assert_eq!((nodes.len(), &nodes[0]["name"]), (1, &"b".into()));
+    assert_eq!(stat["objects"], Value::Null);
+    let text = lab.succeed(&["stat", "--node", "b"]);
+    let of = |node| text.contains(&format!("{}/24", cluster.address(node)));
+    assert!(of("b") && !of("a"), "{text}");
+    for arguments in [
+        &["stat", "--node", "x"][..],
+        &["stat", "--objects", "--node", "x"],
+    ] {
+        let said = lab.fail(2, arguments);
+        assert!(said.contains("its nodes are a, b, c"), "{said}");
+    }
+    let said = lab.fail(2, &["stat", "--objects=queues"]);
+    assert!(said.contains("doorbells"), "{said}");
 }
 
 #[test]

@@ -6,9 +6,10 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use nic_emu::control::{self, Engine, client, text};
 use nic_emu::device::{Rule, Topic};
 
@@ -28,7 +29,7 @@ Examples:
     override_usage = "nic-emu inspect [PART] [--json] [--function NUMBER] SOCKET_OR_DIR"
 )]
 pub(crate) struct Inspect {
-    /// The part to show: findings, functions, qps, cqs, mrs, windows, doorbells or recorder. All but the recorder when it is left out.
+    /// The part to show: findings, functions, qps, cqs, srqs, mrs, mws, windows, doorbells or recorder. All but the recorder when it is left out.
     #[arg(value_name = "PART")]
     first: OsString,
 
@@ -47,23 +48,29 @@ pub(crate) struct Inspect {
 
 impl Inspect {
     /// The part and the place: one word alone is the place.
-    fn words(&self) -> anyhow::Result<(Option<Part>, PathBuf)> {
+    fn words(&self) -> anyhow::Result<(Part, PathBuf)> {
         let Some(place) = &self.second else {
-            return Ok((None, control::locate(Path::new(&self.first))));
+            return Ok((Part::All, control::locate(Path::new(&self.first))));
         };
         let word = self.first.to_string_lossy();
-        let part = Part::from_str(&word, false).map_err(|_| {
-            let parts = Part::value_variants().iter();
-            let names: Vec<_> = parts
-                .filter_map(|part| Some(part.to_possible_value()?.get_name().to_owned()))
-                .collect();
-            anyhow::anyhow!(
-                "no part is called {word:?}; the parts are {}",
-                names.join(", ")
-            )
-        })?;
-        Ok((Some(part), control::locate(place)))
+        let part = match word.as_ref() {
+            "recorder" => Part::Recorder,
+            word => {
+                let topic = Topic::from_str(word);
+                Part::One(topic.map_err(|error| anyhow::anyhow!("{error}, recorder"))?)
+            }
+        };
+        Ok((part, control::locate(place)))
     }
+}
+
+/// What can be shown.
+enum Part {
+    /// Everything but the recorder.
+    All,
+    One(Topic),
+    /// The last events of each function.
+    Recorder,
 }
 
 /// Where the emulator is.
@@ -110,53 +117,19 @@ fn nanoseconds(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text:?} is longer than a clock runs"))
 }
 
-/// A part of what can be shown.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-enum Part {
-    /// What drivers did wrong.
-    Findings,
-    /// Functions: state, process, counters.
-    Functions,
-    /// Queue pairs: state, queues, last error.
-    Qps,
-    /// Completion queues.
-    Cqs,
-    /// Memory regions.
-    Mrs,
-    /// Windows.
-    Windows,
-    /// Doorbell lines in use.
-    Doorbells,
-    /// The last events of each function.
-    Recorder,
-}
-
-impl Part {
-    fn topic(self) -> Option<Topic> {
-        Some(match self {
-            Self::Findings => Topic::Findings,
-            Self::Functions => Topic::Functions,
-            Self::Qps => Topic::Qps,
-            Self::Cqs => Topic::Cqs,
-            Self::Mrs => Topic::Mrs,
-            Self::Windows => Topic::Windows,
-            Self::Doorbells => Topic::Doorbells,
-            Self::Recorder => return None,
-        })
-    }
-}
-
 pub(crate) fn inspect(arguments: &Inspect) -> anyhow::Result<()> {
     let (part, socket) = arguments.words()?;
-    if part == Some(Part::Recorder) {
-        let answer = client::recorder(&socket, arguments.function)?;
-        return print(arguments.json, &answer, text::recorder);
-    }
-    let topic = part.and_then(Part::topic);
-    let topics: Vec<_> = topic.into_iter().collect();
+    let topics = match part {
+        Part::Recorder => {
+            let answer = client::recorder(&socket, arguments.function)?;
+            return print(arguments.json, &answer, text::recorder);
+        }
+        Part::All => Vec::new(),
+        Part::One(topic) => vec![topic],
+    };
     let answer = client::inspect(&socket, &topics)?;
     print(arguments.json, &answer, |answer| {
-        text::inspection(answer, topic)
+        text::inspection(answer, &topics)
     })
 }
 

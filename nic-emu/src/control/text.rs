@@ -8,9 +8,10 @@ use std::fmt::Write as _;
 use super::{Inspected, Recorded};
 use crate::device::{Finding, Inspection, Recording, RuleCount, Topic, WorkQueueRow};
 
-/// Tables of an inspection: of one part, or of all.
+/// Tables of an inspection: of some parts, of all when none is named.
 #[must_use]
-pub fn inspection(answer: &Inspected, only: Option<Topic>) -> String {
+pub fn inspection(answer: &Inspected, topics: &[Topic]) -> String {
+    let wants = |topic| topics.is_empty() || topics.contains(&topic);
     let found = &answer.inspection;
     let engine = &found.engine;
     let mut text = format!(
@@ -25,20 +26,22 @@ pub fn inspection(answer: &Inspected, only: Option<Topic>) -> String {
         engine.active_qps,
         if engine.validate { "on" } else { "off" },
     );
-    let parts: [(Topic, &str, Vec<Vec<String>>); 6] = [
+    let parts: [(Topic, &str, Vec<Vec<String>>); 8] = [
         (Topic::Functions, "functions", functions(found)),
         (Topic::Qps, "queue pairs", qps(found)),
         (Topic::Cqs, "completion queues", cqs(found)),
+        (Topic::Srqs, "shared receive queues", srqs(found)),
         (Topic::Mrs, "memory regions", mrs(found)),
+        (Topic::Mws, "memory windows", mws(found)),
         (Topic::Windows, "windows", windows(found)),
         (Topic::Doorbells, "doorbells", doorbells(found)),
     ];
     for (topic, title, rows) in parts {
-        if only.is_none_or(|only| only == topic) {
+        if wants(topic) {
             let _ = write!(text, "\n{title}:\n{}", table(&rows));
         }
     }
-    if only.is_none_or(|only| only == Topic::Findings) {
+    if wants(Topic::Findings) {
         text.push_str(&findings(&found.findings, &found.rules, engine.validate));
     }
     text
@@ -118,7 +121,7 @@ fn functions(found: &Inspection) -> Vec<Vec<String>> {
         "NODE",
         "PID",
         "STATE",
-        "POLLED",
+        "PARKED",
         "RESETS",
         "QPS",
         "CQS",
@@ -136,7 +139,7 @@ fn functions(found: &Inspection) -> Vec<Vec<String>> {
             row.node.clone(),
             row.pid.map(|pid| pid.to_string()).unwrap_or_default(),
             row.state.clone(),
-            if row.is_parked { "by kick" } else { "yes" }.into(),
+            if row.is_parked { "yes" } else { "no" }.into(),
             row.generation.to_string(),
             row.qps.to_string(),
             row.cqs.to_string(),
@@ -153,7 +156,6 @@ fn functions(found: &Inspection) -> Vec<Vec<String>> {
 }
 
 fn qps(found: &Inspection) -> Vec<Vec<String>> {
-    let queue = |row: &WorkQueueRow| format!("{}/{} of {}", row.consumer, row.producer, row.depth);
     let mut rows = vec![words([
         "FUNCTION",
         "NODE",
@@ -184,7 +186,11 @@ fn qps(found: &Inspection) -> Vec<Vec<String>> {
             format!("{:#x}", row.pdn),
             format!("{:#x}/{:#x}", row.send_cqn, row.recv_cqn),
             queue(&row.sq),
-            queue(&row.rq),
+            if row.srqn == 0 {
+                queue(&row.rq)
+            } else {
+                format!("SRQ {:#x}", row.srqn)
+            },
             row.waits_for.clone().unwrap_or_default(),
             row.holders.to_string(),
             last.map_or(0, |error| error.count).to_string(),
@@ -198,14 +204,19 @@ fn qps(found: &Inspection) -> Vec<Vec<String>> {
     rows
 }
 
+fn queue(row: &WorkQueueRow) -> String {
+    format!("{}/{} of {}", row.consumer, row.producer, row.depth)
+}
+
 fn cqs(found: &Inspection) -> Vec<Vec<String>> {
     let mut rows = vec![words([
-        "FUNCTION", "CQN", "DEPTH", "PRODUCER", "CONSUMER", "ARMED", "USERS", "SLOT", "RING",
-        "STATE",
+        "FUNCTION", "NODE", "CQN", "DEPTH", "PRODUCER", "CONSUMER", "ARMED", "USERS", "SLOT",
+        "RING", "STATE",
     ])];
     rows.extend(found.cqs.iter().map(|row| {
         vec![
             row.function.to_string(),
+            row.node.clone(),
             format!("{:#x}", row.cqn),
             row.depth.to_string(),
             row.producer.to_string(),
@@ -220,13 +231,37 @@ fn cqs(found: &Inspection) -> Vec<Vec<String>> {
     rows
 }
 
+fn srqs(found: &Inspection) -> Vec<Vec<String>> {
+    let mut rows = vec![words([
+        "FUNCTION", "NODE", "SRQN", "PD", "QUEUE", "LIMIT", "USERS", "WAITING", "SLOT", "RING",
+        "STATE",
+    ])];
+    rows.extend(found.srqs.iter().map(|row| {
+        vec![
+            row.function.to_string(),
+            row.node.clone(),
+            format!("{:#x}", row.srqn),
+            format!("{:#x}", row.pdn),
+            queue(&row.queue),
+            row.limit.to_string(),
+            row.users.to_string(),
+            row.waiting.to_string(),
+            row.slot.to_string(),
+            format!("{:#x}", row.queue.ring),
+            if row.is_broken { "broken" } else { "ok" }.into(),
+        ]
+    }));
+    rows
+}
+
 fn mrs(found: &Inspection) -> Vec<Vec<String>> {
     let mut rows = vec![words([
-        "FUNCTION", "KEY", "IOVA", "LEN", "PD", "OWNER", "MEMORY", "ACCESS",
+        "FUNCTION", "NODE", "KEY", "IOVA", "LEN", "PD", "OWNER", "MEMORY", "ACCESS",
     ])];
     rows.extend(found.mrs.iter().map(|row| {
         vec![
             row.function.to_string(),
+            row.node.clone(),
             format!("{:#010x}", row.key),
             format!("{:#x}", row.iova),
             row.len.to_string(),
@@ -239,13 +274,36 @@ fn mrs(found: &Inspection) -> Vec<Vec<String>> {
     rows
 }
 
+fn mws(found: &Inspection) -> Vec<Vec<String>> {
+    let mut rows = vec![words([
+        "FUNCTION", "NODE", "KEY", "TYPE", "PD", "STATE", "REGION", "IOVA", "LEN", "QPN", "ACCESS",
+    ])];
+    rows.extend(found.mws.iter().map(|row| {
+        vec![
+            row.function.to_string(),
+            row.node.clone(),
+            format!("{:#010x}", row.key),
+            row.kind.to_string(),
+            format!("{:#x}", row.pdn),
+            if row.is_bound { "bound" } else { "free" }.into(),
+            format!("{:#010x}", row.mr_key),
+            format!("{:#x}", row.iova),
+            row.len.to_string(),
+            format!("{:#x}", row.qpn),
+            row.access.clone(),
+        ]
+    }));
+    rows
+}
+
 fn windows(found: &Inspection) -> Vec<Vec<String>> {
     let mut rows = vec![words([
-        "FUNCTION", "IOVA", "LEN", "OFFSET", "WRITE", "MEMORY",
+        "FUNCTION", "NODE", "IOVA", "LEN", "OFFSET", "WRITE", "MEMORY",
     ])];
     rows.extend(found.windows.iter().map(|row| {
         vec![
             row.function.to_string(),
+            row.node.clone(),
             format!("{:#x}", row.iova),
             row.len.to_string(),
             format!("{:#x}", row.offset),
@@ -258,11 +316,13 @@ fn windows(found: &Inspection) -> Vec<Vec<String>> {
 
 fn doorbells(found: &Inspection) -> Vec<Vec<String>> {
     let mut rows = vec![words([
-        "FUNCTION", "SLOT", "QPN", "ALSO", "SQ", "RQ", "CONSUMER", "ARMED", "ARMED AT", "DIRTY",
+        "FUNCTION", "NODE", "SLOT", "QPN", "ALSO", "SQ", "RQ", "CONSUMER", "ARMED", "ARMED AT",
+        "DIRTY",
     ])];
     rows.extend(found.doorbells.iter().map(|row| {
         vec![
             row.function.to_string(),
+            row.node.clone(),
             row.slot.to_string(),
             format!("{:#x}", row.qpn),
             row.completions.clone().unwrap_or_default(),
@@ -314,7 +374,7 @@ mod tests {
             emulator_pid: 7,
             inspection: Device::new(DeviceOptions::default()).inspect(&[]),
         };
-        let text = inspection(&answer, None);
+        let text = inspection(&answer, &[]);
         for part in [
             "lab, emulator process 7: running",
             "QPN",
@@ -322,7 +382,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
-        let text = inspection(&answer, Some(Topic::Mrs));
+        let text = inspection(&answer, &[Topic::Mrs]);
         assert!(
             text.contains("memory regions:") && !text.contains("QPN"),
             "{text}"

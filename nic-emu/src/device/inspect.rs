@@ -1,8 +1,10 @@
-//! What a device consists of at this moment, as rows: functions, queue pairs, queues, regions, windows, doorbells.
+//! What a device consists of at this moment, as rows: functions, queue pairs, queues, regions, windows of both kinds, doorbells.
 //!
 //! Place: control requests ask by [`Device::inspect`] on the engine's own thread, so that a row never shows half a change. Invariants:
 //! nothing is changed; words of clients are shown as they are found and believed by nobody. Field names are those of the JSON.
 //! Source: ours; the tables follow `rdma resource show`. Hot: nothing.
+
+use std::str::FromStr;
 
 use ring_proto::admin::Access;
 use ring_proto::ids::NodeId;
@@ -31,12 +33,61 @@ pub enum Topic {
     Qps,
     /// Completion queues.
     Cqs,
+    /// Shared receive queues.
+    Srqs,
     /// Memory regions.
     Mrs,
+    /// Memory windows.
+    Mws,
     /// Windows.
     Windows,
     /// Doorbell lines in use.
     Doorbells,
+}
+
+impl Topic {
+    /// Every topic, in the order of a page.
+    pub const ALL: [Self; 9] = [
+        Self::Functions,
+        Self::Qps,
+        Self::Cqs,
+        Self::Srqs,
+        Self::Mrs,
+        Self::Mws,
+        Self::Windows,
+        Self::Doorbells,
+        Self::Findings,
+    ];
+
+    /// Its name in requests, options and answers.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Findings => "findings",
+            Self::Functions => "functions",
+            Self::Qps => "qps",
+            Self::Cqs => "cqs",
+            Self::Srqs => "srqs",
+            Self::Mrs => "mrs",
+            Self::Mws => "mws",
+            Self::Windows => "windows",
+            Self::Doorbells => "doorbells",
+        }
+    }
+}
+
+/// No part of an inspection has this name.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no part is called {0:?}; the parts are {parts}", parts = Topic::ALL.map(Topic::name).join(", "))]
+pub struct UnknownTopic(String);
+
+impl FromStr for Topic {
+    type Err = UnknownTopic;
+
+    fn from_str(name: &str) -> Result<Self, UnknownTopic> {
+        let of_name = Self::ALL.into_iter().find(|topic| topic.name() == name);
+        of_name.ok_or_else(|| UnknownTopic(name.to_owned()))
+    }
 }
 
 /// The engine.
@@ -148,6 +199,8 @@ pub struct QpRow {
     pub send_cqn: u32,
     /// CQ of receives.
     pub recv_cqn: u32,
+    /// SRQ that it takes receives from, or 0.
+    pub srqn: u32,
     /// Doorbell slot.
     pub slot: u32,
     /// What the peer may do.
@@ -173,6 +226,8 @@ pub struct QpRow {
 pub struct CqRow {
     /// Function.
     pub function: u32,
+    /// Name of its node.
+    pub node: String,
     /// Number.
     pub cqn: u32,
     /// IOVA of the ring.
@@ -193,11 +248,38 @@ pub struct CqRow {
     pub is_broken: bool,
 }
 
+/// A shared receive queue.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SrqRow {
+    /// Function.
+    pub function: u32,
+    /// Name of its node.
+    pub node: String,
+    /// Number.
+    pub srqn: u32,
+    /// Protection domain of its buffers.
+    pub pdn: u32,
+    /// The ring; its consumer counts the receives that QPs took.
+    pub queue: WorkQueueRow,
+    /// Fewer receives than this fire SRQ_LIMIT; 0 when not armed.
+    pub limit: u32,
+    /// Doorbell slot.
+    pub slot: u32,
+    /// QPs that take their receives here.
+    pub users: u32,
+    /// QPs whose peer waits for a receive.
+    pub waiting: u64,
+    /// It lost its memory, or its doorbell lied.
+    pub is_broken: bool,
+}
+
 /// A memory region.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MrRow {
     /// Function.
     pub function: u32,
+    /// Name of its node.
+    pub node: String,
     /// lkey and rkey.
     pub key: u32,
     /// First byte.
@@ -214,11 +296,40 @@ pub struct MrRow {
     pub has_memory: bool,
 }
 
-/// A window.
+/// A memory window.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MwRow {
+    /// Function.
+    pub function: u32,
+    /// Name of its node.
+    pub node: String,
+    /// rkey, as it is now.
+    pub key: u32,
+    /// 1: bound by command, for every QP. 2: bound by WQE, for one.
+    pub kind: u32,
+    /// Protection domain.
+    pub pdn: u32,
+    /// It shows a part of a region; if not, what follows is 0.
+    pub is_bound: bool,
+    /// Key of the region.
+    pub mr_key: u32,
+    /// First byte.
+    pub iova: u64,
+    /// Bytes.
+    pub len: u64,
+    /// What peers may do.
+    pub access: String,
+    /// The QP of a type 2 window, or 0.
+    pub qpn: u32,
+}
+
+/// A window: a part of the client's memory that the NIC can reach.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct WindowRow {
     /// Function.
     pub function: u32,
+    /// Name of its node.
+    pub node: String,
     /// First byte.
     pub iova: u64,
     /// Bytes.
@@ -236,6 +347,8 @@ pub struct WindowRow {
 pub struct DoorbellRow {
     /// Function.
     pub function: u32,
+    /// Name of its node.
+    pub node: String,
     /// Slot.
     pub slot: u32,
     /// QP whose producers are here, or 0.
@@ -267,8 +380,12 @@ pub struct Inspection {
     pub qps: Vec<QpRow>,
     /// Completion queues.
     pub cqs: Vec<CqRow>,
+    /// Shared receive queues.
+    pub srqs: Vec<SrqRow>,
     /// Memory regions.
     pub mrs: Vec<MrRow>,
+    /// Memory windows.
+    pub mws: Vec<MwRow>,
     /// Windows.
     pub windows: Vec<WindowRow>,
     /// Doorbell lines.
@@ -293,7 +410,6 @@ impl Device {
             inspection.rules = self.rule_counts();
         }
         for (_, function) in self.functions.iter() {
-            let id = function.id.0;
             if wants(Topic::Functions) {
                 inspection.functions.push(self.function_row(function));
             }
@@ -302,27 +418,28 @@ impl Device {
                 let rows = qps.map(|(qpn, qp)| self.qp_row(function, qpn, qp));
                 inspection.qps.extend(rows);
             }
+            let node = self.node_name(function.node);
             if wants(Topic::Cqs) {
-                inspection.cqs.extend(cq_rows(function));
+                inspection.cqs.extend(cq_rows(function, &node));
+            }
+            if wants(Topic::Srqs) {
+                let srqs = function.srqs.iter();
+                let rows = srqs.map(|(srqn, srq)| srq.row(function.id.0, srqn, &node));
+                inspection.srqs.extend(rows);
             }
             if wants(Topic::Mrs) {
-                let regions = function.regions.table.iter();
-                inspection.mrs.extend(regions.map(|(key, mr)| MrRow {
-                    function: id,
-                    key,
-                    iova: mr.iova,
-                    len: mr.len,
-                    pdn: mr.pdn,
-                    access: access_names(mr.access),
-                    owner_qpn: mr.owner_qpn,
-                    has_memory: mr.memory.is_some(),
-                }));
+                inspection.mrs.extend(mr_rows(function, &node));
+            }
+            if wants(Topic::Mws) {
+                let rows = function.regions.mw_rows(function.id.0, &node);
+                inspection.mws.extend(rows);
             }
             if wants(Topic::Windows) {
-                inspection.windows.extend(function.windows.rows(id));
+                let rows = function.windows.rows(function.id.0, &node);
+                inspection.windows.extend(rows);
             }
             if wants(Topic::Doorbells) {
-                inspection.doorbells.extend(doorbell_rows(function));
+                inspection.doorbells.extend(doorbell_rows(function, &node));
             }
         }
         inspection
@@ -397,6 +514,7 @@ impl Device {
             pdn: qp.pdn,
             send_cqn: qp.send_cqn,
             recv_cqn: qp.recv_cqn,
+            srqn: qp.srqn,
             slot: qp.slot,
             access: access_names(qp.access),
             sq: work_queue_row(&qp.sq),
@@ -454,7 +572,7 @@ impl Device {
     }
 }
 
-fn work_queue_row(queue: &WorkQueue) -> WorkQueueRow {
+pub(crate) fn work_queue_row(queue: &WorkQueue) -> WorkQueueRow {
     WorkQueueRow {
         ring: queue.iova,
         depth: queue.ring.map_or(0, |ring| ring.depth().entries()),
@@ -464,17 +582,18 @@ fn work_queue_row(queue: &WorkQueue) -> WorkQueueRow {
 }
 
 /// Names of rights, as verbs writes them.
-fn access_names(access: Access) -> String {
+pub(crate) fn access_names(access: Access) -> String {
     let names: Vec<_> = access.iter_names().map(|(name, _)| name).collect();
     names.join("|")
 }
 
-fn cq_rows(function: &Function) -> impl Iterator<Item = CqRow> {
+fn cq_rows(function: &Function, node: &str) -> impl Iterator<Item = CqRow> {
     function.cqs.iter().map(|(cqn, cq)| {
         let line = function.bar.line(cq.slot);
         // Relaxed, here and below: words to look at.
         CqRow {
             function: function.id.0,
+            node: node.to_owned(),
             cqn,
             ring: cq.iova,
             depth: cq.ring.map_or(0, |ring| ring.depth().entries()),
@@ -488,7 +607,21 @@ fn cq_rows(function: &Function) -> impl Iterator<Item = CqRow> {
     })
 }
 
-fn doorbell_rows(function: &Function) -> impl Iterator<Item = DoorbellRow> {
+fn mr_rows(function: &Function, node: &str) -> impl Iterator<Item = MrRow> {
+    function.regions.table.iter().map(|(key, mr)| MrRow {
+        function: function.id.0,
+        node: node.to_owned(),
+        key,
+        iova: mr.iova,
+        len: mr.len,
+        pdn: mr.pdn,
+        access: access_names(mr.access),
+        owner_qpn: mr.owner_qpn,
+        has_memory: mr.memory.is_some(),
+    })
+}
+
+fn doorbell_rows(function: &Function, node: &str) -> impl Iterator<Item = DoorbellRow> {
     (0..function.slots_len()).filter_map(|slot| {
         let used = function.slot(slot);
         let completions = match used.completion {
@@ -498,12 +631,13 @@ fn doorbell_rows(function: &Function) -> impl Iterator<Item = DoorbellRow> {
             CompletionUse::None => None,
         };
         (used.qpn != 0 || completions.is_some())
-            .then(|| doorbell_row(function, slot, used.qpn, completions))
+            .then(|| doorbell_row(function, node, slot, used.qpn, completions))
     })
 }
 
 fn doorbell_row(
     function: &Function,
+    node: &str,
     slot: u32,
     qpn: u32,
     completions: Option<&str>,
@@ -513,6 +647,7 @@ fn doorbell_row(
     let bits = bar.dirty_bits(slot);
     DoorbellRow {
         function: function.id.0,
+        node: node.to_owned(),
         slot,
         qpn,
         completions: completions.map(str::to_owned),

@@ -75,8 +75,8 @@ pub use fault::{
 };
 pub use fields::FieldError;
 pub use inspect::{
-    CqRow, DoorbellRow, EngineRow, FunctionRow, Inspection, LastError, MrRow, QpRow, Topic,
-    WindowRow, WorkQueueRow,
+    CqRow, DoorbellRow, EngineRow, FunctionRow, Inspection, LastError, MrRow, MwRow, QpRow, SrqRow,
+    Topic, UnknownTopic, WindowRow, WorkQueueRow,
 };
 pub use link::{LinkChange, LinkCounters, LinkParameters, LinkRow, LinkTrace};
 pub use node::NodeInfo;

@@ -18,6 +18,7 @@ use ring_proto::status::{Opcode, Syndrome, WcStatus};
 
 use super::Device;
 use super::admin::Results;
+use super::inspect::{self, MwRow};
 use super::mr::Regions;
 use super::qp::QpRef;
 use super::queue::SendWork;
@@ -95,6 +96,26 @@ impl Regions {
     /// Where a bound window begins.
     pub(crate) fn window_start(&self, key: u32) -> Option<u64> {
         Some(self.window(key)?.bound?.iova)
+    }
+
+    /// Every memory window, as a row of an inspection.
+    pub(crate) fn mw_rows(&self, function: u32, node: &str) -> impl Iterator<Item = MwRow> {
+        self.windows.iter().map(move |(key, mw)| {
+            let bound = mw.bound;
+            MwRow {
+                function,
+                node: node.to_owned(),
+                key: key | MW_KEY,
+                kind: if mw.is_type_2 { 2 } else { 1 },
+                pdn: mw.pdn,
+                is_bound: bound.is_some(),
+                mr_key: bound.map_or(0, |bound| bound.lkey),
+                iova: bound.map_or(0, |bound| bound.iova),
+                len: bound.map_or(0, |bound| bound.len),
+                access: inspect::access_names(bound.map_or(Access::empty(), |bound| bound.access)),
+                qpn: bound.map_or(0, |bound| bound.qpn),
+            }
+        })
     }
 
     fn window(&self, key: u32) -> Option<&Mw> {

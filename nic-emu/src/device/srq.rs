@@ -18,6 +18,7 @@ use ring_proto::uar;
 use super::Device;
 use super::admin::{Results, slot_status};
 use super::function::Function;
+use super::inspect::{self, SrqRow};
 use super::qp::{self, QpRef, WorkQueue};
 use super::queue::RecvWork;
 use super::transfer::{Hold, Step};
@@ -51,6 +52,22 @@ impl Srq {
 
     pub(crate) fn queue(&self) -> &WorkQueue {
         &self.queue
+    }
+
+    /// The queue as a row of an inspection.
+    pub(crate) fn row(&self, function: u32, srqn: u32, node: &str) -> SrqRow {
+        SrqRow {
+            function,
+            node: node.to_owned(),
+            srqn,
+            pdn: self.pdn,
+            queue: inspect::work_queue_row(&self.queue),
+            limit: self.limit,
+            slot: self.slot,
+            users: self.users,
+            waiting: self.waiting.len() as u64,
+            is_broken: self.is_broken,
+        }
     }
 
     /// Takes the limit when the receives have fallen below it: the event is due.

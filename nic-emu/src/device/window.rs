@@ -154,9 +154,10 @@ impl Windows {
     }
 
     /// Every window, as a row of an inspection.
-    pub(crate) fn rows(&self, function: u32) -> impl Iterator<Item = WindowRow> {
+    pub(crate) fn rows(&self, function: u32, node: &str) -> impl Iterator<Item = WindowRow> {
         self.by_iova.iter().map(move |(&iova, window)| WindowRow {
             function,
+            node: node.to_owned(),
             iova,
             len: window.len,
             offset: window.offset,

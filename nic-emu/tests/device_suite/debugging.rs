@@ -6,12 +6,12 @@ use nic_emu::device::{Device, DeviceOptions, PauseOn, RECORDER_EVENTS, Rule, Top
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-use ring_proto::admin::{AdminOp, QpModify};
+use ring_proto::admin::{Access, AdminOp, MwBind, QpModify, SrqModify};
 use ring_proto::eqe::EventType;
 use ring_proto::status::{Opcode, QpState, WcStatus};
 use ring_proto::sync::Ordering;
 
-use crate::client::{Pair, Send, full, pump};
+use crate::client::{Pair, Send, full, low, pump};
 
 fn pausing(on: PauseOn) -> Pair {
     Pair::with_options(DeviceOptions {
@@ -75,6 +75,80 @@ fn inspection_shows_every_object_of_both_functions() {
     assert_eq!(
         (some.cqs.len(), some.qps.len(), some.functions.len()),
         (2, 0, 0)
+    );
+}
+
+#[test]
+fn inspection_shows_shared_queues_and_memory_windows() {
+    let mut pair = Pair::new();
+    let pdn = pair.b.pdn;
+    let mut srq = pair.b.srq(&mut pair.device, 16, pdn);
+    let qp = pair.b.qp_on_srq(&mut pair.device, &srq, pdn);
+    let into = pair.b.region(&mut pair.device, 4096, full());
+    pair.b.write_srq(&mut srq, 1, &[into.sge(0, 64)]);
+    pair.b.ring_srq(&mut pair.device, &srq);
+    let arm = SrqModify {
+        srqn: srq.srqn,
+        limit: 1,
+    };
+    pair.b
+        .ok(&mut pair.device, AdminOp::SRQ_MODIFY, arm.to_body());
+    let free = pair.b.mw(&mut pair.device, pdn, 2);
+    let bound = pair.b.mw(&mut pair.device, pdn, 1);
+    let bind = MwBind {
+        rkey: bound,
+        lkey: into.key,
+        addr: into.iova + 8,
+        len: 100,
+        access: Access::REMOTE_READ.bits(),
+        ..MwBind::default()
+    };
+    let bound = low(pair
+        .b
+        .ok(&mut pair.device, AdminOp::MW_BIND, bind.to_body())[0]);
+
+    let all = pair.device.inspect(&[]);
+    let [row] = &all.srqs[..] else {
+        panic!("{:?}", all.srqs);
+    };
+    assert_eq!((row.srqn, row.node.as_str(), row.pdn), (srq.srqn, "b", pdn));
+    let queue = (row.queue.producer, row.queue.consumer, row.queue.depth);
+    assert_eq!((queue, row.limit, row.users), ((1, 0, 16), 1, 1));
+    assert!(!row.is_broken && row.waiting == 0);
+    assert!(
+        all.qps
+            .iter()
+            .any(|row| row.qpn == qp.qpn && row.srqn == srq.srqn)
+    );
+
+    assert_eq!(all.mws.len(), 2);
+    let mw = |key| all.mws.iter().find(|row| row.key == key).unwrap();
+    assert_eq!(
+        (mw(free).kind, mw(free).is_bound, mw(free).len),
+        (2, false, 0)
+    );
+    let row = mw(bound);
+    assert_eq!((row.kind, row.is_bound, row.mr_key), (1, true, into.key));
+    assert_eq!((row.iova, row.len), (into.iova + 8, 100));
+    assert_eq!(
+        (row.access.as_str(), row.node.as_str()),
+        ("REMOTE_READ", "b")
+    );
+    let only = pair.device.inspect(&[Topic::Mws]);
+    assert_eq!((only.mws, only.srqs.len()), (all.mws, 0));
+}
+
+#[test]
+fn every_part_of_an_inspection_is_known_by_its_name() {
+    for topic in Topic::ALL {
+        assert_eq!(topic.name().parse(), Ok(topic));
+        let json = serde_json::to_value(topic).unwrap();
+        assert_eq!(json, topic.name());
+    }
+    let error = "queues".parse::<Topic>().unwrap_err().to_string();
+    assert!(
+        error.contains("\"queues\"") && error.contains("doorbells"),
+        "{error}"
     );
 }
 
