@@ -1,8 +1,8 @@
 //! The validation layer over shared receive queues, memory windows and keys that were invalidated.
 
-use nic_emu::device::{DeviceOptions, Finding, Rule};
+use nic_emu::device::{DeviceOptions, Finding, LinkParameters, Rule, Topic};
 use ring_proto::admin::{Access, AdminOp, AdminStatus, MwBind};
-use ring_proto::status::{Opcode, Syndrome, WcStatus};
+use ring_proto::status::{Opcode, QpState, Syndrome, WcStatus};
 use ring_proto::sync::Ordering;
 use ring_proto::wqe::WqeFlags;
 
@@ -171,7 +171,7 @@ fn posting_over_an_unreported_receive_of_an_srq_is_wq_overrun() {
         shared.post(n, 64 * n);
     }
     // A packet takes 33 us: the first one takes the receive, and the message is far from its end.
-    let link = nic_emu::device::LinkParameters {
+    let link = LinkParameters {
         bandwidth_bps: 1_000_000_000,
         ..packet::slow()
     };
@@ -251,6 +251,85 @@ fn stale_key_in_a_receive_of_an_srq_is_key_stale() {
     a.send(device, qa, &Send::inline(Opcode::SEND, 1, b"x"));
     let findings = shared.only(Rule::KeyStale);
     assert_eq!(findings[0].wqe.as_ref().unwrap().wr_id, 6);
+}
+
+#[test]
+fn receive_in_work_of_one_qp_stays_posted_when_another_qp_of_its_srq_starts_anew() {
+    const LEN: usize = 8192;
+    for is_destroyed in [false, true] {
+        let mut shared = Shared::new();
+        let Shared { pair, srq, .. } = &mut shared;
+        let Pair { device, a, b, .. } = pair;
+        let mut other = b.qp_on_srq(device, srq, b.pdn);
+        let from = a.region(device, LEN as u64, full());
+        let into = b.region(device, LEN as u64, full());
+        let post = |pair: &mut Pair, srq: &mut RawSrq, wr_id| {
+            pair.b.write_srq(srq, wr_id, &[into.sge(0, 8192)]);
+            pair.b.ring_srq(&mut pair.device, srq);
+            pair.pump();
+        };
+        post(pair, srq, 1);
+        // Its first packet takes the receive; the second has not come yet.
+        let wire = LinkParameters {
+            bandwidth_bps: 10_000_000,
+            ..packet::slow()
+        };
+        packet::both(pair, wire);
+        let send = Send::new(Opcode::SEND, 1, &[from.sge(0, 8192)]);
+        pair.a.send(&mut pair.device, &mut pair.qa, &send);
+        let taken = |pair: &Pair| pair.device.inspect(&[Topic::Srqs]).srqs[0].queue.consumer;
+        for _ in 0..1000 {
+            if taken(pair) == 1 {
+                break;
+            }
+            packet::run(pair, 100 * packet::US);
+        }
+        assert_eq!((taken(pair), pair.b.poll(&mut pair.qb)), (1, None));
+
+        let Pair { device, b, .. } = pair;
+        if is_destroyed {
+            let gone = b.named(device, AdminOp::QP_DESTROY, other.qpn);
+            assert_eq!(gone, AdminStatus::OK);
+        } else {
+            b.modify(device, &mut other, QpState::RESET);
+        }
+        silent(pair);
+        post(pair, srq, 2);
+        let findings = only(pair, Rule::BufOverlap);
+        assert_eq!((findings.len(), findings[0].index), (1, 1));
+        packet::run(pair, 100 * packet::MS);
+        assert_eq!(pair.b.poll(&mut pair.qb).expect("a receive").wr_id, 1);
+        // Given back by its completion: the next one overlaps nothing.
+        post(pair, srq, 3);
+        assert_eq!(pair.device.findings().len(), 1);
+    }
+}
+
+#[test]
+fn receive_that_a_qp_took_along_is_given_back_when_it_starts_anew() {
+    const LEN: u32 = 8192;
+    let mut shared = Shared::new();
+    let Shared { pair, srq, .. } = &mut shared;
+    let from = pair.a.region(&mut pair.device, LEN.into(), full());
+    let into = pair.b.region(&mut pair.device, LEN.into(), full());
+    pair.b.write_srq(srq, 1, &[into.sge(0, LEN)]);
+    pair.b.ring_srq(&mut pair.device, srq);
+    let wire = LinkParameters {
+        bandwidth_bps: 10_000_000,
+        ..packet::slow()
+    };
+    packet::both(pair, wire);
+    let send = Send::new(Opcode::SEND, 1, &[from.sge(0, LEN)]);
+    pair.a.send(&mut pair.device, &mut pair.qa, &send);
+    packet::run(pair, 5 * packet::MS);
+    let rows = pair.device.inspect(&[Topic::Srqs]).srqs;
+    assert_eq!(rows[0].queue.consumer, 1, "half of it has come");
+    pair.b
+        .modify(&mut pair.device, &mut pair.qb, QpState::RESET);
+    pair.b.write_srq(srq, 2, &[into.sge(0, LEN)]);
+    pair.b.ring_srq(&mut pair.device, srq);
+    pair.pump();
+    silent(pair);
 }
 
 #[test]

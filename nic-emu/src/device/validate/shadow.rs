@@ -345,15 +345,14 @@ impl Shadow {
         (at.and_then(|at| self.owned.remove(at)), changed)
     }
 
-    /// Takes out everything before a position: who took it is gone.
-    pub(crate) fn forget_before(&mut self, position: u32) -> Vec<Posted> {
-        let mut gone = Vec::new();
-        while let Some(first) = self.owned.front()
-            && position.wrapping_sub(first.end) < 1 << 31
-        {
-            gone.extend(self.owned.pop_front());
-        }
-        gone
+    /// Takes out everything before a position but what ends at one of `kept`: who took it is gone.
+    pub(crate) fn forget_before(&mut self, position: u32, kept: &[u32]) -> Vec<Posted> {
+        let is_gone =
+            |one: &Posted| position.wrapping_sub(one.end) < 1 << 31 && !kept.contains(&one.end);
+        let owned = std::mem::take(&mut self.owned);
+        let (gone, owned) = owned.into_iter().partition(is_gone);
+        self.owned = owned;
+        gone.into()
     }
 
     fn first_change(&self, ring: &WqeRing, end: u32) -> Option<Rewritten> {

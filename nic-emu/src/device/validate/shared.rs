@@ -2,7 +2,8 @@
 //!
 //! Place: `srq` calls the hooks of [`Device`] where it believes or refuses a doorbell and where an SRQ ends; [`super::Validator`] hands
 //! completions in. Invariants: an SRQ's WQEs are taken in order and complete in any, so each is given back by its own CQE; a place is
-//! free once any CQE told a position behind it. What a QP took and never completed is given back when that QP starts anew.
+//! free once any CQE told a position behind it. What a QP took and never completed is given back when that QP starts anew,
+//! and what other QPs have in work stays with the NIC.
 //! Source: docs/device.md, Shared receive queues. Hot: nothing.
 
 use ring_proto::ids::FunctionId;
@@ -70,12 +71,19 @@ impl Validator {
             let Some(srq) = function.srqs.find(srqn) else {
                 continue;
             };
+            // A QP has one receive in work at most; any other that was taken and is not complete went with its QP.
+            let still_taken: Vec<u32> = function
+                .qps
+                .iter()
+                .filter(|(qpn, qp)| *qpn != at.qpn && qp.srqn == srqn)
+                .filter_map(|(_, qp)| Some(qp.receiving.as_ref()?.end))
+                .collect();
             let consumer = srq.queue().consumer;
             let key = (at.function, srqn, Side::Shared);
             let gone = self
                 .queues
                 .get_mut(&key)
-                .map(|shadow| shadow.forget_before(consumer));
+                .map(|shadow| shadow.forget_before(consumer, &still_taken));
             self.give_back(at.function, srqn, Side::Shared, &gone.unwrap_or_default());
         }
     }
