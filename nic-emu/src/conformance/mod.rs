@@ -71,8 +71,14 @@ pub fn cases() -> impl Iterator<Item = &'static Case> {
 /// Runs the cases whose id contains `filter` against a target.
 #[must_use]
 pub fn run(target: &dyn Target, filter: &str) -> Report {
+    run_where(target, |case| case.id.contains(filter))
+}
+
+/// Runs the cases that are wanted against a target.
+#[must_use]
+pub fn run_where(target: &dyn Target, is_wanted: impl Fn(&Case) -> bool) -> Report {
     let results = cases()
-        .filter(|case| case.id.contains(filter))
+        .filter(|case| is_wanted(case))
         .map(|case| run_case(target, case))
         .collect();
     Report {

@@ -6,6 +6,7 @@
 use ring_proto::admin::{AdminOp, AdminStatus};
 use ring_proto::cqe::{CQE_IMM, CQE_INV};
 use ring_proto::status::{Opcode, QpState, Syndrome, WcOpcode, WcStatus};
+use ring_proto::wqe::WqeFlags;
 
 use super::super::client::{QpOptions, full};
 use super::super::rig::{Pair, Rig, done, fails};
@@ -280,13 +281,16 @@ pub(super) const CASES: &[Case] = &[
     ),
     case(
         "invalidate.remote.what-was-posted-before-is-served",
-        "A READ before a SEND_WITH_INV may use its key",
-        "IBTA 10.8.3.3; ibv_post_send(3), IBV_WR_SEND_WITH_INV",
+        "A READ before a fenced SEND_WITH_INV may use its key",
+        "IBTA 10.8.3.3 (ordering rules); ibv_post_send(3), IBV_WR_SEND_WITH_INV",
         |rig| {
             let mut scene = Scene::bound(rig, mw::remote())?;
             scene.pair.receives(1, 64);
             let read = scene.by_window(R, FROM, 64);
-            let end = SendWr::inline(Opcode::SEND_WITH_INV, 2, b"").imm(scene.mw);
+            // Without the fence a response that was lost would have to be read again with a key that is over.
+            let end = SendWr::inline(Opcode::SEND_WITH_INV, 2, b"")
+                .imm(scene.mw)
+                .flags(WqeFlags::FENCE);
             let pair = &mut scene.pair;
             pair.a.write_send(&mut pair.qa, &read);
             pair.post(&end);
