@@ -1,12 +1,18 @@
 //! What the NIC's engine takes for a validated RDMA WRITE of 64 bytes, beside bare rings of elements as large as its WQE.
 //!
 //! Run: `cargo bench --bench engine`. One thread and warm caches: the work itself, without the way of a line from core to core
-//! (`sanlab bench rdma write rate` has that). Posting and polling are not timed. Instructions of the same: `cargo test --release --test hot_path`.
+//! (`sanlab bench rdma write rate` has that). Posting and polling are not timed. Behind criterion's estimates stand ratios whose two sides
+//! were measured in turn. Instructions of the same: `cargo test --release --test hot_path`.
 #![expect(unsafe_code, reason = "the stage maps doorbells")]
+#![expect(clippy::print_stdout, reason = "a benchmark without the test harness")]
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
+use sanlab::bench::BenchError;
+use sanlab::bench::alternate::{self, Effort, Subject};
+use sanlab::bench::report::{Direction, Sample};
 
 #[path = "../tests/hot_path/stage.rs"]
 #[expect(dead_code, reason = "the test measures more of it")]
@@ -15,11 +21,41 @@ mod stage;
 use stage::{Stage, WRITES};
 
 fn engine(c: &mut Criterion) {
-    let mut stage = Stage::new();
+    let stage = RefCell::new(Stage::new());
     let mut group = c.benchmark_group("64 bytes");
     group.throughput(Throughput::Elements(WRITES.into()));
-    group.bench_function("engine: RDMA WRITE, 1 completion in 64", |b| {
-        b.iter_custom(|batches| {
+    for subject in Measured::ALL {
+        group.bench_function(subject.name(), |b| {
+            b.iter_custom(|batches| subject.batches(&mut stage.borrow_mut(), batches));
+        });
+    }
+    group.finish();
+}
+
+/// What is measured, in batches of [`WRITES`].
+#[derive(Clone, Copy)]
+enum Measured {
+    /// The engine's part of RDMA WRITEs with one completion.
+    Engine,
+    /// Our ring: an element in and out.
+    OwnRing,
+    /// rtrb's.
+    Rtrb,
+}
+
+impl Measured {
+    const ALL: [Self; 3] = [Self::Engine, Self::OwnRing, Self::Rtrb];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Engine => "engine: RDMA WRITE, 1 completion in 64",
+            Self::OwnRing => "baseline: our ring, in and out",
+            Self::Rtrb => "baseline: rtrb, in and out",
+        }
+    }
+
+    fn batches(self, stage: &mut Stage, batches: u64) -> Duration {
+        if matches!(self, Self::Engine) {
             let mut taken = Duration::ZERO;
             for _ in 0..batches {
                 stage.post_writes();
@@ -28,17 +64,71 @@ fn engine(c: &mut Criterion) {
                 taken += begin.elapsed();
                 stage.take_writes();
             }
-            taken
-        });
-    });
-    group.bench_function("baseline: our ring, in and out", |b| {
-        b.iter(|| stage.bare(true))
-    });
-    group.bench_function("baseline: rtrb, in and out", |b| {
-        b.iter(|| stage.bare(false))
-    });
-    group.finish();
+            return taken;
+        }
+        let begin = Instant::now();
+        for _ in 0..batches {
+            stage.bare(matches!(self, Self::OwnRing));
+        }
+        begin.elapsed()
+    }
+}
+
+/// One of them as a side of an alternation.
+struct Side<'a>(Measured, &'a RefCell<Stage>);
+
+impl Subject for Side<'_> {
+    fn name(&self) -> String {
+        self.0.name().to_owned()
+    }
+
+    fn run(&mut self, count: u64) -> Result<Sample, BenchError> {
+        let batches = count.div_ceil(WRITES.into());
+        let taken = self.0.batches(&mut self.1.borrow_mut(), batches);
+        Ok(Sample::rate(batches * u64::from(WRITES), taken))
+    }
+}
+
+/// The engine beside both rings, in turn.
+fn beside() -> Result<(), BenchError> {
+    let effort = Effort {
+        repetitions: 20,
+        seconds: 0.1,
+    };
+    let stage = RefCell::new(Stage::new());
+    for baseline in [Measured::OwnRing, Measured::Rtrb] {
+        let row = alternate::alternate(
+            String::new(),
+            Direction::MoreIsBetter("1/s"),
+            &mut Side(Measured::Engine, &stage),
+            &mut Side(baseline, &stage),
+            effort,
+        )?;
+        // Of rates: the ratio of the times is the other way round.
+        let ns = |rate: f64| 1e9 / rate;
+        println!(
+            "{}: {:.1} ns; {}: {:.2} ns; {:.1} times ({:.1}..{:.1}, {} pairs)",
+            row.subject,
+            ns(row.subject_value),
+            row.baseline,
+            ns(row.baseline_value),
+            1.0 / row.ratio,
+            1.0 / row.ratio_high,
+            1.0 / row.ratio_low,
+            row.samples,
+        );
+    }
+    Ok(())
 }
 
 criterion_group!(benches, engine);
-criterion_main!(benches);
+
+fn main() -> Result<(), BenchError> {
+    benches();
+    // As a test it shows that it runs.
+    if !std::env::args().any(|argument| argument == "--test") {
+        beside()?;
+    }
+    Criterion::default().configure_from_args().final_summary();
+    Ok(())
+}
