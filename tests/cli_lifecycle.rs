@@ -155,7 +155,7 @@ fn leftovers_of_a_killed_emulator_are_cleaned_by_the_next_command() {
 fn a_killed_emulator_ends_its_up_with_an_error_and_nothing_left() {
     let lab = Lab::new("a_killed_emulator_ends_its_up_with_an_error_and_nothing_left");
     let mut cluster = lab.up();
-    kernel::kill_9(cluster.emulator_pid());
+    cluster.kill_emulator();
     let status = cluster.up.wait();
     assert_eq!(status.code(), Some(1));
     assert!(

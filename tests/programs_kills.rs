@@ -72,7 +72,7 @@ fn a_killed_emulator_resets_san_connections_and_leaves_tcp_alone() {
         let (mut pair, address) = connected(&lab, &cluster, &python);
         pair.client.post("drain c");
         pair.server.post("drain s");
-        kernel::kill_9(cluster.emulator_pid());
+        cluster.kill_emulator();
         if road == Road::San {
             assert_eq!(pair.client.answer(), "received 0 right ECONNRESET");
             assert_eq!(pair.server.answer(), "received 0 right ECONNRESET");
@@ -109,7 +109,7 @@ fn a_finished_peer_stays_finished_when_the_emulator_is_killed() {
         pair.server
             .expect("recv s 3000", "received 3000 right more");
         pair.server.expect("drain s", "received 0 right eof");
-        kernel::kill_9(cluster.emulator_pid());
+        cluster.kill_emulator();
         pair.server.expect("drain s", "received 0 right eof");
     }
 }
@@ -126,7 +126,7 @@ fn a_killed_emulator_in_the_middle_of_a_stream_shows_no_false_end() {
         pair.client.post("send c 64000000");
         pair.server
             .expect("recv s 1000000", "received 1000000 right more");
-        kernel::kill_9(cluster.emulator_pid());
+        cluster.kill_emulator();
         if road == Road::San {
             let sent = pair.client.answer();
             assert!(

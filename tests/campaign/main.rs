@@ -47,7 +47,7 @@ fn faults_at_random_points_damage_no_byte_hang_nothing_and_leave_nothing() {
             for client in &mut world.clients {
                 client.wait_output("ready\n");
             }
-            kernel::kill_9(cluster.emulator_pid());
+            cluster.kill_emulator();
             counts.emulators += 1;
             world.assert_alive();
             world.end();

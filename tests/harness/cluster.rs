@@ -58,6 +58,12 @@ impl<'a> Cluster<'a> {
         u32::try_from(self.row()["emulator_pid"].as_u64().unwrap()).unwrap()
     }
 
+    /// Kills the emulator, which the command that started it tells as its own failure.
+    pub(crate) fn kill_emulator(&self) {
+        self.up.may_fail();
+        kernel::kill_9(self.emulator_pid());
+    }
+
     /// First address of a node.
     pub(crate) fn address(&self, node: &str) -> Ipv4Addr {
         let row = self.row();

@@ -53,7 +53,7 @@ pub(crate) struct Lab {
 }
 
 /// Time after which a test that still waits has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 impl Lab {
     /// A world for the test of this name.
@@ -203,19 +203,18 @@ fn names_in(directory: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Waits until a condition holds. The watchdog of the test ends a wait that never does.
+/// Waits until a condition holds. A process of the test that fails meanwhile ends the wait, and the watchdog one that never ends.
 pub(crate) fn wait_until(mut is_met: impl FnMut() -> bool) {
-    while !is_met() {
-        pause();
-    }
+    wait_for(|| is_met().then_some(()));
 }
 
-/// Waits until a value is there.
+/// Waits until a value is there, as [`wait_until`].
 pub(crate) fn wait_for<T>(mut look: impl FnMut() -> Option<T>) -> T {
     loop {
         if let Some(value) = look() {
             return value;
         }
+        process::assert_none_failed();
         pause();
     }
 }

@@ -1,21 +1,38 @@
 //! Processes of a test, with their output in files.
 //!
-//! Place: [`super::Lab::spawn`] makes them. Invariants: dropping one kills it by its id and waits for it.
+//! Place: [`super::Lab::spawn`] makes them. Invariants: dropping one kills it by its id and waits for it; one that fails while the test waits
+//! for anything else ends that wait at once with what it said, unless the test has signalled it, waits for its end, or expects that.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
+
+thread_local! {
+    /// Processes of the test that runs on this thread.
+    static OURS: RefCell<Vec<Weak<Watched>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What a wait must know of a process.
+struct Watched {
+    pid: Pid,
+    label: String,
+    stdout: PathBuf,
+    stderr: PathBuf,
+    /// Its failure is what the test is about.
+    may_fail: AtomicBool,
+}
 
 /// A running process.
 pub(crate) struct Process {
     child: Child,
-    label: String,
-    stdout: PathBuf,
-    stderr: PathBuf,
+    watched: Arc<Watched>,
     is_done: bool,
 }
 
@@ -30,13 +47,27 @@ impl Process {
             .stderr(Stdio::from(File::create(&stderr).unwrap()))
             .spawn()
             .unwrap_or_else(|error| panic!("{label}: {error}"));
-        Self {
-            child,
+        let watched = Arc::new(Watched {
+            pid: Pid::from_raw(i32::try_from(child.id()).unwrap()),
             label: label.to_owned(),
             stdout,
             stderr,
+            may_fail: AtomicBool::new(false),
+        });
+        OURS.with_borrow_mut(|ours| {
+            ours.retain(|one| one.strong_count() > 0);
+            ours.push(Arc::downgrade(&watched));
+        });
+        Self {
+            child,
+            watched,
             is_done: false,
         }
+    }
+
+    /// Tells that the process may fail while the test waits for something else.
+    pub(crate) fn may_fail(&self) {
+        self.watched.may_fail.store(true, Ordering::Relaxed);
     }
 
     /// Process id.
@@ -46,12 +77,12 @@ impl Process {
 
     /// What it has written to standard output.
     pub(crate) fn stdout(&self) -> String {
-        read(&self.stdout)
+        read(&self.watched.stdout)
     }
 
     /// What it has written to standard error.
     pub(crate) fn stderr(&self) -> String {
-        read(&self.stderr)
+        read(&self.watched.stderr)
     }
 
     /// Writes to its standard input, which must be a pipe.
@@ -77,7 +108,7 @@ impl Process {
             if let Some(status) = ended {
                 panic!(
                     "{} ended ({status}) before it said {text:?}: {}{}",
-                    self.label,
+                    self.watched.label,
                     self.stdout(),
                     self.stderr()
                 );
@@ -93,12 +124,14 @@ impl Process {
 
     /// Sends it a signal.
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(i32::try_from(self.pid()).unwrap()), signal).unwrap();
+        self.may_fail();
+        kill(self.watched.pid, signal).unwrap();
     }
 
     /// Waits for its end.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         self.close_stdin();
+        self.may_fail();
         let status = super::wait_for(|| self.child.try_wait().unwrap());
         self.is_done = true;
         status
@@ -110,7 +143,7 @@ impl Process {
         assert!(
             status.success(),
             "{} ({status}): {}{}",
-            self.label,
+            self.watched.label,
             self.stdout(),
             self.stderr()
         );
@@ -131,6 +164,29 @@ impl Drop for Process {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+    }
+}
+
+/// Fails the test when one of its processes has failed that should not.
+pub(super) fn assert_none_failed() {
+    let ours: Vec<Arc<Watched>> =
+        OURS.with_borrow(|ours| ours.iter().filter_map(Weak::upgrade).collect());
+    for one in ours {
+        // Only a look: who waits for the process finds its end all the same.
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let failed = match waitid(Id::Pid(one.pid), look) {
+            Ok(WaitStatus::Exited(_, code)) if code != 0 => format!("exit status {code}"),
+            Ok(WaitStatus::Signaled(_, signal, _)) => signal.to_string(),
+            // It runs, it ended well, or its end has been taken.
+            _ => continue,
+        };
+        assert!(
+            one.may_fail.load(Ordering::Relaxed),
+            "{} failed ({failed}) while the test waited: {}{}",
+            one.label,
+            read(&one.stdout),
+            read(&one.stderr)
+        );
     }
 }
 

@@ -7,7 +7,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
-#define PATIENCE_MS 10000
+#define PATIENCE_MS 40000
 #define CASE_MS 60000
 
 enum family family;

@@ -61,7 +61,7 @@ void begun(int result);
 void bits(const char *what, int fd);
 const char *errno_name(int error);
 
-/* Waiting, each at most ten seconds; what did not happen is said. */
+/* Waiting, each at most forty seconds; what did not happen is said. */
 bool until(int fd, short events);
 bool until_all(int fd, short events);
 bool until_readable(int fd, int bytes);
@@ -112,7 +112,7 @@ static inline long peer_close(int far) { return peer(CLOSE, far, 0, 0, NULL, 0);
 /* Closes the peer's end with linger 0. */
 static inline long peer_reset(int far) { return peer(RESET, far, 0, 0, NULL, 0); }
 static inline long peer_shutdown(int far, int how) { return peer(SHUTDOWN, far, how, 0, NULL, 0); }
-/* Waits, at most ten seconds, until the peer's end shows one of these bits; the bits it shows. */
+/* Waits, at most forty seconds, until the peer's end shows one of these bits; the bits it shows. */
 static inline long peer_until(int far, short events) { return peer(WAIT, far, events, 0, NULL, 0); }
 
 /* The pattern that FLOOD sends and DRAIN checks. */

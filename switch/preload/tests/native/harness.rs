@@ -2,14 +2,18 @@
 //!
 //! Every test has a subnet of its own, claimed as a cluster claims it, so tests and running clusters do not collide.
 
+use std::cell::RefCell;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+
 /// How long a condition may take before a test gives up on a program that hangs.
-pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(180);
 
 /// A cluster of nodes 127.77.C.1 and up.
 #[derive(Debug)]
@@ -81,13 +85,24 @@ pub(crate) fn library() -> PathBuf {
     library
 }
 
-/// A program that is killed when the test ends.
+thread_local! {
+    /// Process ids of the programs that run for the test on this thread.
+    static RUNNING: RefCell<Vec<Pid>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A program that is killed when the test ends. One that fails while the test waits ends the wait.
 #[derive(Debug)]
 pub(crate) struct Running(Child);
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
-        Self(command.spawn().expect("the program starts"))
+        let program = Self(command.spawn().expect("the program starts"));
+        RUNNING.with_borrow_mut(|running| running.push(program.pid()));
+        program
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id().cast_signed())
     }
 
     pub(crate) fn child(&mut self) -> &mut Child {
@@ -97,6 +112,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let pid = self.pid();
+        RUNNING.with_borrow_mut(|running| running.retain(|&one| one != pid));
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -123,12 +140,27 @@ pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) 
         if let Some(value) = condition() {
             return value;
         }
+        assert_none_failed(what);
         assert!(
             Instant::now() < end,
             "{what}: still waiting after {WATCHDOG:?}"
         );
         thread::yield_now();
         thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+/// Fails the test when one of its programs has.
+fn assert_none_failed(what: &str) {
+    // Only a look: who waits for the program finds its end all the same.
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    for pid in RUNNING.with_borrow(Vec::clone) {
+        let end = waitid(Id::Pid(pid), look);
+        let is_well = !matches!(
+            end,
+            Ok(WaitStatus::Exited(_, 1..) | WaitStatus::Signaled(..))
+        );
+        assert!(is_well, "{what}: a program failed meanwhile: {end:?}");
     }
 }
 

@@ -65,6 +65,14 @@ static inline int listener(struct sockaddr_in *name) {
   return fd;
 }
 
+// Bytes that can be read, once there are so many.
+static inline int readable(int fd, int wanted) {
+  int n = 0;
+  for (double end = now() + 20; now() < end && n < wanted; sched_yield())
+    if (ioctl(fd, FIONREAD, &n)) return -1;
+  return n;
+}
+
 static int peer_pid, peer_line = -1, peer_port;
 
 // Reads a line, byte by byte: nobody else may read ahead.
@@ -142,6 +150,8 @@ static inline void peer_main(int line_fd) {
         result += got;
       }
     }
+    // Bytes that can be read, once there are so many: what was sent has arrived then.
+    if (!strcmp(word, "until")) result = readable(fds[s], n);
     if (!strcmp(word, "now")) result = recv(fds[s], bytes, n, MSG_DONTWAIT), result = result < 0 ? -errno : result;
     if (!strcmp(word, "shut")) result = shutdown(fds[s], n) ? -errno : 0;
     if (!strcmp(word, "close")) result = close(fds[s]) ? -errno : 0;
@@ -198,12 +208,4 @@ static inline int asleep(pid_t tid) {
   text[n] = 0;
   char *state = strrchr(text, ')');
   return state && state[2] == 'S';
-}
-
-// Bytes that can be read, once there are so many.
-static inline int readable(int fd, int wanted) {
-  int n = 0;
-  for (double end = now() + 20; now() < end && n < wanted; sched_yield())
-    if (ioctl(fd, FIONREAD, &n)) return -1;
-  return n;
 }

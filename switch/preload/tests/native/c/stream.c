@@ -167,6 +167,7 @@ int main(int argc, char **argv) {
   CHECK(close(c) == 0);
   c = dial(1);
   CHECK(send(c, "unread", 6, 0) == 6);
+  CHECK(ASK("until 1 6") == 6);
   CHECK(ASK("send 1 10") == 10);
   CHECK(readable(c, 10) == 10);
   CHECK(ASK("close 1") == 0);
