@@ -20,7 +20,13 @@ fn socat_carries_a_file_one_way_and_ends_it() {
         let [original, copy] = ["original", "copy"].map(|name| lab.directory().join(name));
         content::write(&original, 20_000_003);
         let target = format!("CREATE:{}", copy.display());
-        let sink = listen(&lab, &cluster, &socat, &["-u", "TCP-LISTEN:9000,reuseaddr"], &target);
+        let sink = listen(
+            &lab,
+            &cluster,
+            &socat,
+            &["-u", "TCP-LISTEN:9000,reuseaddr"],
+            &target,
+        );
         let source = format!("OPEN:{}", original.display());
         let mut client = cluster.run("b", [&socat]);
         client.args(["-u", &source, "TCP:a:9000"]);

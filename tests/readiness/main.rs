@@ -42,7 +42,7 @@ fn one_program_sees_the_same_natively_and_over_the_san() {
     let native = lab.spawn("native", Command::new(&program)).succeed();
     let cases = native.lines().filter_map(|line| line.split(':').next());
     let cases: std::collections::BTreeSet<&str> = cases.collect();
-    assert!(cases.len() >= 14, "{cases:?}");
+    assert!(cases.len() >= 15, "{cases:?}");
     let cluster = up(&lab);
     let over_the_san = lab
         .spawn("san", cluster.run("a", [program.as_os_str()]))

@@ -504,6 +504,56 @@ static void threads(void) {
   close(e[0]); close(e[1]); close(inner); close(outer);
 }
 
+static pthread_barrier_t together;
+static int shared_set;
+
+static void *adds(void *fd) {
+  pthread_barrier_wait(&together);
+  CHECK(add(shared_set, *(int *)fd, EPOLLIN, *(int *)fd) == 0);
+  return 0;
+}
+
+// Sets in which threads sleep before there is a socket in them.
+static void sockets_for_sleepers(void) {
+  int e[2], set = epoll_create1(0);
+  pthread_t t[4];
+  void *result;
+  connection(e);
+  for (int n = 0; n < 4; n++) pthread_create(&t[n], 0, sleeper, &set);
+  is_asleep(t[0]);
+  CHECK(add(set, e[0], EPOLLIN, 5) == 0);
+  CHECK(send(e[1], "x", 1, 0) == 1);
+  for (int n = 0; n < 4; n++) { pthread_join(t[n], &result); number("all of them", (intptr_t)result); }
+  close(set);
+  // The data is there already, and a sleeper of before has gone without a word.
+  set = epoll_create1(0);
+  pthread_create(&t[0], 0, sleeper, &set);
+  is_asleep(t[0]);
+  CHECK(pthread_cancel(t[0]) == 0 && pthread_join(t[0], &result) == 0);
+  pthread_create(&t[1], 0, sleeper, &set);
+  is_asleep(t[1]);
+  until(e[0], POLLIN);
+  CHECK(add(set, e[0], EPOLLIN | EPOLLET, 6) == 0);
+  pthread_join(t[1], &result);
+  number("after a cancelled one", (intptr_t)result);
+  close(set);
+  // Two threads give a set its first sockets at once.
+  CHECK(send(e[0], "y", 1, 0) == 1);
+  until(e[1], POLLIN);
+  pthread_barrier_init(&together, 0, 2);
+  int both = 0;
+  for (int round = 0; round < 50; round++) {
+    shared_set = epoll_create1(0);
+    for (int n = 0; n < 2; n++) pthread_create(&t[n], 0, adds, &e[n]);
+    for (int n = 0; n < 2; n++) pthread_join(t[n], &result);
+    struct epoll_event events[4];
+    both += epoll_wait(shared_set, events, 4, 0) == 2;
+    close(shared_set);
+  }
+  number("both are in it", both);
+  close(e[0]); close(e[1]);
+}
+
 // ---- forks
 
 static void shared_over_fork(void) {
@@ -566,7 +616,7 @@ static const struct { const char *name; void (*run)(void); } cases[] = {
 #define CASE(name) {#name, name}
   CASE(bits_of_states), CASE(listeners_and_connects), CASE(full_and_room), CASE(level_edge_and_one_shot), CASE(exclusive),
   CASE(added_late_and_several_descriptors), CASE(beside_kernel_descriptors), CASE(precise_waits_and_masks), CASE(around_the_library),
-  CASE(nested), CASE(nested_before_connect_and_by_edge), CASE(threads), CASE(shared_over_fork), CASE(set_made_by_the_child),
+  CASE(nested), CASE(nested_before_connect_and_by_edge), CASE(threads), CASE(sockets_for_sleepers), CASE(shared_over_fork), CASE(set_made_by_the_child),
 };
 
 int main(int argc, char **argv) {

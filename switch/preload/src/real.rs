@@ -60,6 +60,27 @@ pub(crate) fn find_leak_checker() {
     }
 }
 
+/// The C library's `__libc_single_threaded`, null where it has none.
+static SINGLE_THREADED: AtomicPtr<u8> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Finds the C library's word on threads.
+pub(crate) fn find_threads() {
+    let name = c"__libc_single_threaded";
+    // SAFETY: a C string and a valid handle.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    // Relaxed: as of the functions.
+    SINGLE_THREADED.store(found.cast(), Ordering::Relaxed);
+}
+
+/// Whether the process has one thread for certain.
+#[inline]
+pub(crate) fn is_single_threaded() -> bool {
+    let word = SINGLE_THREADED.load(Ordering::Relaxed);
+    // SAFETY: a variable of the C library of type `char`, which a thread changes before it makes the second one: a process with one
+    // thread reads it undisturbed. Volatile: others write it.
+    !word.is_null() && unsafe { word.read_volatile() } != 0
+}
+
 fn find(slot: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
     // Relaxed, here and below: all threads find the same address, and the code behind it was there before any of them.
     let known = slot.load(Ordering::Relaxed);

@@ -21,6 +21,7 @@ use switch::place::Placement;
 use switch::process::{Process, ProcessOpener};
 use switch::readiness::Desk;
 use switch::readiness::epoll::Sets;
+use switch::readiness::sleeping::Early;
 use switch::table::Table;
 use switch::tcp::KernelTcp;
 use switch::waiters::Waiters;
@@ -45,6 +46,8 @@ pub(crate) static TABLE: Table = Table::new();
 pub(crate) static WAITERS: Waiters = Waiters::new();
 /// Epoll sets that know sockets.
 pub(crate) static SETS: Sets = Sets::new();
+/// Threads that sleep on epoll sets that know none.
+pub(crate) static EARLY: Early = Early::new();
 /// The service thread.
 pub(crate) static SERVICE: Service = Service::new();
 
@@ -95,6 +98,7 @@ static CONSTRUCTOR: extern "C" fn(c_int, *const *const c_char) = start;
 extern "C" fn start(_count: c_int, arguments: *const *const c_char) {
     real::resolve();
     real::find_leak_checker();
+    real::find_threads();
     let estate = heir::take_up();
     let Some(runtime) = from_environment(estate.as_ref()) else {
         return;
@@ -201,6 +205,7 @@ extern "C" fn after_fork_in_child() {
     if let Some(runtime) = get() {
         runtime.process.after_fork_in_child();
         WAITERS.after_fork_in_child();
+        EARLY.after_fork_in_child();
         SERVICE.after_fork_in_child();
         runtime.switch.after_fork_in_child();
         SETS.after_fork(true);

@@ -20,14 +20,14 @@ use ring_proto::sync::{AtomicI32, AtomicU32, Ordering};
 
 use super::lock::Lock;
 use super::nested::Inner;
-use super::registration::{Place, Registration, change, place_of, ring};
-use super::vectors::{Mark, OURS, Vectors};
+use super::registration::{Place, Registration, place_of, ring};
+use super::vectors::{Mark, Vectors};
 use super::{Desk, REARMS, arm_pending_for, drive, functions_of, glance, is_pending, look, spin};
 use crate::event::EventFd;
 use crate::outcome::Errno;
 use crate::socket::SwitchSocket;
 use crate::sys::{self, SysResult};
-use crate::table::SlotRef;
+use crate::table::{SlotRef, Table};
 
 #[expect(clippy::cast_sign_loss, reason = "bits")]
 pub(super) mod bit {
@@ -57,11 +57,11 @@ pub struct EpollSet {
     /// A descriptor by which this process reached the kernel's set last.
     fd: AtomicI32,
     /// Eventfd that interrupts those who sleep on the set. -1 for none.
-    wake: AtomicI32,
+    pub(super) wake: AtomicI32,
     /// Threads that sleep for the set, or are about to.
-    sleepers: AtomicU32,
+    pub(super) sleepers: AtomicU32,
     /// Those of them that sleep in the kernel's set itself, where no vector wakes them.
-    plain_sleepers: AtomicU32,
+    pub(super) plain_sleepers: AtomicU32,
     /// 1 once the program closed it.
     closed: AtomicU32,
     /// Sets that this one lies in.
@@ -73,13 +73,15 @@ pub(super) struct SetState {
     pub(super) registrations: Vec<Registration>,
     /// Sets within this one.
     pub(super) inners: Vec<Inner>,
-    vectors: Vectors,
+    pub(super) vectors: Vectors,
     /// Owns what [`EpollSet::wake`] names.
-    wake: Option<EventFd>,
+    pub(super) wake: Option<EventFd>,
     /// It lies in the kernel's set, for those who sleep there.
-    is_wake_in_set: bool,
+    pub(super) is_wake_in_set: bool,
     /// It lies in the set of ours.
-    is_wake_in_waits: bool,
+    pub(super) is_wake_in_waits: bool,
+    /// Threads that bring sleepers out of the kernel's set just now.
+    pub(super) callers: u32,
     /// Grows with each change of what is registered.
     pub(super) changes: u64,
     /// The last scan left no room for the kernel's events.
@@ -136,11 +138,18 @@ impl Sets {
         }
     }
 
-    /// Keeps a set that has just got its first socket.
-    pub fn keep(&self, set: &Arc<EpollSet>) {
+    /// Begins to know a set that gets its first socket; several threads may give it one at a time. `None`: not a set, or no room.
+    pub fn track<'a>(&self, table: &'a Table, set_fd: RawFd) -> Option<SlotRef<'a>> {
+        let set = EpollSet::new(set_fd).ok()?;
+        // What closed sockets left goes before the lock is taken, not under it.
+        table.reap();
         let mut list = self.list.lock();
+        if let Some(known) = table.get_set(set_fd) {
+            return Some(known);
+        }
         list.retain(|s| s.strong_count() > 0);
-        list.push(Arc::downgrade(set));
+        list.push(Arc::downgrade(&set));
+        table.insert_set(set_fd, set)
     }
 
     fn all(&self) -> Vec<Arc<EpollSet>> {
@@ -342,14 +351,8 @@ impl EpollSet {
         }
         // AcqRel, with the lock that every change of the set takes: who changes it afterwards sees a sleeper and wakes it.
         self.sleepers.fetch_add(1, Ordering::AcqRel);
-        let (mut on, mut limit_ns) = self.arm(desk, set_fd);
-        let mut is_plain = on == set_fd;
-        if is_plain {
-            self.plain_sleepers.fetch_add(1, Ordering::AcqRel);
-        } else if self.plain_sleepers.load(Ordering::Acquire) > 0 {
-            // They went to sleep before there was a vector.
-            self.wake();
-        }
+        let mut is_plain = false;
+        let (mut on, mut limit_ns) = self.arm(desk, set_fd, &mut is_plain);
         for _ in 0..REARMS {
             // Armed: what came before is found now, what comes later wakes.
             let has_moved = self.drive_pending(desk);
@@ -361,10 +364,7 @@ impl EpollSet {
             if !has_moved {
                 return Scan::Sleep { on, limit_ns };
             }
-            (on, limit_ns) = self.arm(desk, set_fd);
-            if core::mem::replace(&mut is_plain, on == set_fd) && !is_plain {
-                self.plain_sleepers.fetch_sub(1, Ordering::AcqRel);
-            }
+            (on, limit_ns) = self.arm(desk, set_fd, &mut is_plain);
         }
         limit_ns = Some(0);
         Scan::Sleep { on, limit_ns }
@@ -460,15 +460,6 @@ impl EpollSet {
             self.wake();
         }
         ready
-    }
-
-    /// Ends a wait that [`Self::scan`] began with [`Scan::Sleep`]; `is_plain`: in the program's set itself. A thread that never comes
-    /// back costs wake-ups nobody needs.
-    pub fn slept(&self, is_plain: bool) {
-        self.sleepers.fetch_sub(1, Ordering::AcqRel);
-        if is_plain {
-            self.plain_sleepers.fetch_sub(1, Ordering::AcqRel);
-        }
     }
 
     /// Takes our marks out of what the kernel has returned. Returns the events that stay, and whether the program's set has more.
@@ -572,8 +563,9 @@ impl EpollSet {
         tracked.find(|&fd| is_ours(fd)).unwrap_or(last)
     }
 
-    /// Arms every connection for the set's vectors. Returns where to sleep, and how soon the wait must end all the same.
-    fn arm(&self, desk: &Desk, set_fd: RawFd) -> (RawFd, Option<u64>) {
+    /// Arms every connection for the set's vectors. Returns where to sleep, and how soon the wait must end all the same. `is_plain`: see
+    /// [`Self::place_to_sleep`].
+    fn arm(&self, desk: &Desk, set_fd: RawFd, is_plain: &mut bool) -> (RawFd, Option<u64>) {
         self.arm_pending(desk, set_fd);
         let mut state = self.state.lock();
         let SetState {
@@ -591,7 +583,11 @@ impl EpollSet {
         for inner in inners.iter().filter_map(Inner::living) {
             inner.each_of_ours(&mut arm);
         }
-        let on = self.place_to_sleep(&mut state, set_fd);
+        let on = self.place_to_sleep(&mut state, set_fd, is_plain);
+        drop(state);
+        if !*is_plain {
+            self.leave_nobody_behind(set_fd);
+        }
         (on, (limit_ns != u64::MAX).then_some(limit_ns))
     }
 
@@ -620,50 +616,13 @@ impl EpollSet {
         state.vectors.forget();
         state.wake = None;
         (state.is_wake_in_set, state.is_wake_in_waits) = (false, false);
+        state.callers = 0;
         // Relaxed: the child has one thread.
         self.wake.store(-1, Ordering::Relaxed);
         self.sleepers.store(0, Ordering::Relaxed);
         self.plain_sleepers.store(0, Ordering::Relaxed);
         // Without it, other threads' changes are seen at the next wait only.
         self.make_wake(&mut state).ok();
-    }
-
-    /// Where to sleep: in the program's set, with the wake descriptor in it, as long as the kernel knows all members and no other
-    /// set watches it; else in the set of ours.
-    fn place_to_sleep(&self, state: &mut SetState, set_fd: RawFd) -> RawFd {
-        let wake = state.wake.as_ref().map_or(-1, EventFd::fd);
-        let data = Mark::Wake.data();
-        let is_watched = !state.inners.is_empty() || !self.outers.lock().is_empty();
-        let waits = if is_watched {
-            state.vectors.make_waits(set_fd)
-        } else {
-            state.vectors.waits()
-        };
-        let Some(waits) = waits else {
-            if !core::mem::replace(&mut state.is_wake_in_set, true) {
-                let event = Event { events: OURS, data };
-                change(set_fd, libc::EPOLL_CTL_ADD, wake, event);
-            }
-            return set_fd;
-        };
-        if !core::mem::replace(&mut state.is_wake_in_waits, true) {
-            let event = Event { events: OURS, data };
-            change(waits, libc::EPOLL_CTL_ADD, wake, event);
-        }
-        if state.is_wake_in_set && self.plain_sleepers.load(Ordering::Acquire) == 0 {
-            state.is_wake_in_set = false;
-            let nothing = Event { events: 0, data };
-            change(set_fd, libc::EPOLL_CTL_DEL, wake, nothing);
-        }
-        waits
-    }
-
-    fn make_wake(&self, state: &mut SetState) -> SysResult<()> {
-        let wake = EventFd::new()?;
-        // Relaxed: see `wake`.
-        self.wake.store(wake.fd(), Ordering::Relaxed);
-        state.wake = Some(wake);
-        Ok(())
     }
 }
 
@@ -700,10 +659,14 @@ mod tests {
 
     #[test]
     fn a_set_may_end_while_a_fork_keeps_it_closed() {
+        static TABLE: Table = Table::new();
         let kernels = Epoll::new(EpollCreateFlags::empty()).unwrap().0;
         let sets = Sets::new();
-        let set = EpollSet::new(kernels.as_raw_fd()).unwrap();
-        sets.keep(&set);
+        let kept = sets.track(&TABLE, kernels.as_raw_fd()).unwrap();
+        let set = Arc::clone(kept.set().unwrap());
+        drop((TABLE.remove(kernels.as_raw_fd()), kept));
+        // Ours is the last reference then.
+        TABLE.reap();
         sets.before_fork();
         drop(set);
         sets.after_fork(false);

@@ -10,6 +10,7 @@ pub mod lock;
 mod nested;
 pub mod poll;
 mod registration;
+pub mod sleeping;
 mod vectors;
 
 use core::cell::Cell;

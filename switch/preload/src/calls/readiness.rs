@@ -3,6 +3,7 @@
 //! Place: `exports::ready` -> here -> `switch::readiness`. Invariants: nothing here waits.
 #![expect(unsafe_code, reason = "reads and writes arrays of the program")]
 
+use core::cell::Cell;
 use core::ffi::c_int;
 
 use libc::{epoll_event, fd_set, pollfd};
@@ -13,7 +14,8 @@ use switch::table::{Kind, SlotRef};
 use switch::{Errno, sys};
 
 use crate::calls::wait::timespec;
-use crate::runtime::{self, Runtime, SERVICE, SETS, TABLE};
+use crate::real;
+use crate::runtime::{self, EARLY, Runtime, SERVICE, SETS, TABLE};
 
 /// End of a wait that begins now; `u64::MAX`: none.
 pub(crate) fn deadline_ms(timeout_ms: c_int) -> u64 {
@@ -275,11 +277,12 @@ pub(crate) unsafe fn control(
     Some(kept.set()?.control(set_fd, operation, fd, &slot, event))
 }
 
-/// Begins to know a set.
+/// Begins to know a set. Whoever sleeps on it already does so without us, and is brought back first.
 fn track(set_fd: c_int) -> Option<SlotRef<'static>> {
-    let set = EpollSet::new(set_fd).ok()?;
-    let kept = TABLE.insert_set(set_fd, set)?;
-    SETS.keep(kept.set()?);
+    let kept = SETS.track(&TABLE, set_fd)?;
+    if EARLY.is_any(set_fd) && !kept.set()?.bring_out(set_fd, || !EARLY.is_any(set_fd)) {
+        EARLY.forget(set_fd);
+    }
     Some(kept)
 }
 
@@ -336,6 +339,52 @@ fn control_set(
 #[inline]
 pub(crate) fn is_known(set_fd: c_int) -> bool {
     TABLE.kind(set_fd) == Kind::Set
+}
+
+thread_local! {
+    /// The unknown set that this thread sleeps on, -1 for none. A cell without destructor.
+    static ASLEEP_ON: Cell<c_int> = const { Cell::new(-1) };
+}
+
+/// Whether a sleep on a set that is not known is nobody's business: no other thread could add a socket meanwhile.
+#[inline]
+pub(crate) fn is_alone() -> bool {
+    real::is_single_threaded() || runtime::get().is_none()
+}
+
+/// Before a sleep on a set that seemed unknown; false when it is known now. Pair true with [`leave_early`].
+pub(crate) fn enter_early(set_fd: c_int) -> bool {
+    // A thread that jumped out of its last sleep has not left it.
+    let last = ASLEEP_ON.replace(-1);
+    if last >= 0 {
+        EARLY.leave(last);
+    }
+    let may_sleep = EARLY.enter(&TABLE, set_fd);
+    if may_sleep {
+        ASLEEP_ON.set(set_fd);
+    }
+    may_sleep
+}
+
+/// After a sleep on a set that was unknown, which has written `result` events to `events`. `None`: it still is, and the result is the
+/// program's. Else so many events are.
+///
+/// # Safety
+/// `events` has `room` elements.
+pub(crate) unsafe fn leave_early(
+    set_fd: c_int,
+    events: *mut epoll_event,
+    room: c_int,
+    result: c_int,
+) -> Option<usize> {
+    ASLEEP_ON.set(-1);
+    EARLY.leave(set_fd);
+    let count = usize::try_from(result).ok()?;
+    let room = usize::try_from(room).ok()?;
+    let (runtime, slot) = (runtime::get()?, TABLE.get_set(set_fd)?);
+    let set = slot.set()?;
+    // SAFETY: the kernel wrote so many, and the room is the caller's promise.
+    Some(unsafe { finish(runtime, set, set_fd, events, room, count) })
 }
 
 /// What a wait on a set begins with.
@@ -423,9 +472,25 @@ pub(crate) unsafe fn collect(
         return 0;
     };
     set.slept(slept_on == set_fd);
+    let count = usize::try_from(result).unwrap_or(0).min(room);
+    // SAFETY: the kernel wrote so many, and the room is the caller's promise.
+    unsafe { finish(runtime, set, set_fd, events, room, count) }
+}
+
+/// After a wait of the kernel's that wrote `count` events: takes what is ours out of them and adds what is ready here.
+///
+/// # Safety
+/// `events` has `room` elements, of which `count` are written.
+unsafe fn finish(
+    runtime: &'static Runtime,
+    set: &EpollSet,
+    set_fd: c_int,
+    events: *mut epoll_event,
+    room: usize,
+    count: usize,
+) -> usize {
     let (kept, has_more) = {
-        let count = usize::try_from(result).unwrap_or(0).min(room);
-        // SAFETY: the kernel wrote so many, and the room is the caller's promise.
+        // SAFETY: by the caller's promise.
         let told = unsafe { core::slice::from_raw_parts_mut(events, count) };
         set.take_marks(told)
     };

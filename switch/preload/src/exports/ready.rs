@@ -156,6 +156,23 @@ fn wait_on_set(
     }
 }
 
+/// Waits on a set that knew no socket when the call came, with the real function; another thread may give it one meanwhile. `None`: it
+/// has, and nothing of what was told is the program's.
+macro_rules! wait_early {
+    ($name:ident($set:ident, $events:ident, $room:ident $(, $more:expr)*)) => {
+        if super::kept(|| readiness::enter_early($set)) {
+            let result = real!($name($set, $events, $room $(, $more)*));
+            match with_program!(readiness::leave_early($set, $events, $room, result)) {
+                None => Some(result),
+                Some(0) => None,
+                Some(all) => Some(c_int::try_from(all).unwrap_or(c_int::MAX)),
+            }
+        } else {
+            None
+        }
+    };
+}
+
 /// A count of entries as a size.
 #[expect(
     clippy::cast_possible_truncation,
@@ -264,28 +281,47 @@ exports! {
     }
 
     fn epoll_wait(set: c_int, events: *mut epoll_event, room: c_int, timeout_ms: c_int) -> c_int {
-        if !readiness::is_known(set) {
+        let is_known = readiness::is_known(set);
+        if !is_known && (timeout_ms == 0 || readiness::is_alone()) {
             return real!(epoll_wait(set, events, room, timeout_ms));
         }
         let deadline_ns = readiness::deadline_ms(timeout_ms);
+        if !is_known
+            && let Some(result) = wait_early!(epoll_wait(set, events, room, timeout_ms))
+        {
+            return result;
+        }
         wait_on_set(set, events, room, deadline_ns, false, core::ptr::null())
     }
 
     fn epoll_pwait(set: c_int, events: *mut epoll_event, room: c_int, timeout_ms: c_int, mask: *const sigset_t) -> c_int {
-        if !readiness::is_known(set) {
+        let is_known = readiness::is_known(set);
+        if !is_known && (timeout_ms == 0 || readiness::is_alone()) {
             return real!(epoll_pwait(set, events, room, timeout_ms, mask));
         }
         let deadline_ns = readiness::deadline_ms(timeout_ms);
+        if !is_known
+            && let Some(result) = wait_early!(epoll_pwait(set, events, room, timeout_ms, mask))
+        {
+            return result;
+        }
         wait_on_set(set, events, room, deadline_ns, false, mask)
     }
 
     fn epoll_pwait2(set: c_int, events: *mut epoll_event, room: c_int, timeout: *const timespec, mask: *const sigset_t) -> c_int {
-        if !readiness::is_known(set) {
+        let is_known = readiness::is_known(set);
+        if !is_known && readiness::is_alone() {
             return real!(epoll_pwait2(set, events, room, timeout, mask));
         }
-        match with_program!(deadline(timeout)) {
-            Ok(deadline_ns) => wait_on_set(set, events, room, deadline_ns, true, mask),
-            Err(errno) => errno::answer_int(Err(errno)),
+        let deadline_ns = match with_program!(deadline(timeout)) {
+            Ok(deadline_ns) => deadline_ns,
+            Err(errno) => return errno::answer_int(Err(errno)),
+        };
+        if !is_known
+            && let Some(result) = wait_early!(epoll_pwait2(set, events, room, timeout, mask))
+        {
+            return result;
         }
+        wait_on_set(set, events, room, deadline_ns, true, mask)
     }
 }
