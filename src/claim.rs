@@ -13,7 +13,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use anyhow::{Context as _, anyhow, bail};
 use nic_emu::server::NodeSpec;
 
-use crate::config::{CLAIM_HOST, ClusterPlan};
+use crate::config::{CLAIM_HOST, ClusterPlan, Isolation};
 
 /// Port of the datagram socket whose address claims a subnet.
 const CLAIM_PORT: u16 = 4791;
@@ -32,6 +32,14 @@ impl Claim {
     /// Claims the subnets of a cluster on this machine and settles its addresses.
     pub(crate) fn of(plan: &ClusterPlan) -> anyhow::Result<Self> {
         let mut sockets = Vec::new();
+        if plan.isolation == Isolation::Netns {
+            // Its addresses are nobody else's business.
+            return Ok(Self {
+                nodes: plan.resolve(None),
+                subnet: None,
+                _sockets: sockets,
+            });
+        }
         let static_subnets = plan.static_subnets();
         for &subnet in &static_subnets {
             sockets.push(claim_named(subnet)?);

@@ -75,6 +75,9 @@ pub(crate) enum Command {
     /// The process that emulates a cluster.
     #[command(name = "__emulator", hide = true)]
     Emulator(Emulator),
+    /// Makes the namespaces of a cluster's nodes.
+    #[command(name = "__netns", hide = true)]
+    Netns,
     /// The demo's own programs.
     #[command(name = "__program", hide = true)]
     Program(Program),

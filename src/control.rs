@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use nic_emu::control::client;
 use nic_emu::control::{Inspected, Note, Pong};
 use nic_emu::device::Topic;
-use nic_emu::server::{self, ClusterConfig, Loopback, Sandbox};
+use nic_emu::server::{self, ClusterConfig, Loopback, NodeSpace, Sandbox};
 use ring_proto::telemetry::Reason;
 use serde_json::Value;
 
@@ -67,13 +67,14 @@ pub(crate) fn note(
     Ok(client::note(&paths::control_socket(directory), note)?)
 }
 
-/// Serves a cluster in this process until it is told to end.
+/// Serves a cluster in this process until it is told to end. `spaces`: those of the nodes, in namespace mode.
 pub(crate) fn serve(
     config: &ClusterConfig,
+    spaces: Vec<NodeSpace>,
     sandbox: Sandbox,
     on_ready: impl FnOnce(),
 ) -> anyhow::Result<()> {
-    Ok(server::serve(config, sandbox, on_ready)?)
+    Ok(server::serve_spaces(config, spaces, sandbox, on_ready)?)
 }
 
 /// Addresses of a node, for people.

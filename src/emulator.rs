@@ -14,15 +14,16 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use nic_emu::server::{ClusterConfig, DebugConfig, Sandbox};
+use nic_emu::server::{ClusterConfig, DebugConfig, NodeSpace, Sandbox};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::claim::Claim;
 use crate::cli;
 use crate::cluster::Record;
-use crate::config::ClusterPlan;
+use crate::config::{ClusterPlan, Isolation};
 use crate::control;
 use crate::exit::Failure;
+use crate::netns;
 use crate::paths::{self, ClusterHome, RunDirectory};
 use crate::signals::{self, StopSignals, Waited};
 
@@ -289,7 +290,7 @@ pub(crate) fn own_binary() -> anyhow::Result<std::path::PathBuf> {
 pub(crate) fn serve(arguments: &cli::Emulator) -> Result<(), Failure> {
     let directory = &arguments.directory;
     let mut is_ready = false;
-    let served = prepare(arguments).and_then(|(plan, claim)| {
+    let served = prepare(arguments).and_then(|(plan, claim, spaces)| {
         start_log();
         let record = Record {
             emulator_pid: i32::try_from(std::process::id()).unwrap_or_default(),
@@ -312,7 +313,7 @@ pub(crate) fn serve(arguments: &cli::Emulator) -> Result<(), Failure> {
             },
             lab: plan.lab(),
         };
-        control::serve(&config, arguments.sandbox, || {
+        control::serve(&config, spaces, arguments.sandbox, || {
             let announced = record
                 .write(directory)
                 .and_then(|()| match arguments.detached {
@@ -350,7 +351,7 @@ fn cluster_name(directory: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-fn prepare(arguments: &cli::Emulator) -> anyhow::Result<(ClusterPlan, Claim)> {
+fn prepare(arguments: &cli::Emulator) -> anyhow::Result<(ClusterPlan, Claim, Vec<NodeSpace>)> {
     signals::unblock_all()?;
     signals::end_with_parent(arguments.parent)?;
     if arguments.detached {
@@ -363,7 +364,11 @@ fn prepare(arguments: &cli::Emulator) -> anyhow::Result<(ClusterPlan, Claim)> {
     let plan: ClusterPlan =
         serde_json::from_slice(&text).with_context(|| format!("cannot read {}", path.display()))?;
     let claim = Claim::of(&plan)?;
-    Ok((plan, claim))
+    let spaces = match plan.isolation {
+        Isolation::Loopback => Vec::new(),
+        Isolation::Netns => netns::make(&claim.nodes, &arguments.directory)?,
+    };
+    Ok((plan, claim, spaces))
 }
 
 /// Reports to the parent; false when it is gone.

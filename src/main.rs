@@ -24,6 +24,7 @@ mod exit;
 mod kv;
 mod lab;
 mod ls;
+mod netns;
 mod objects;
 mod output;
 mod paths;
@@ -66,6 +67,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Bench(command) => benchmark::bench(&command),
         Command::Emulator(arguments) => emulator::serve(&arguments),
+        Command::Netns => netns::help(),
         Command::Program(program) => program_of_the_demo(program),
         Command::ProbeUserNamespace => doctor::probe_user_namespace(),
         Command::ProbeSandbox => doctor::probe_sandbox(),

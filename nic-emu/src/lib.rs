@@ -13,5 +13,6 @@ pub mod embedded;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod server;
+pub mod wire;
 
 pub use cluster::Cluster;

@@ -1,11 +1,12 @@
 //! Cluster files: what a cluster shall be, checked as far as the file alone can tell.
 //!
 //! Place: `up` reads a file into a [`ClusterPlan`]; the emulator process turns the plan into addresses ([`ClusterPlan::resolve`]).
-//! Invariants: holding a [`ClusterPlan`] proves that names are well formed and differ, that addresses lie in 127.77.0.0/16 and
-//! differ, and that every value is one we act on. Parsing touches nothing but the file.
+//! Invariants: holding a [`ClusterPlan`] proves that names are well formed and differ, that addresses differ and lie in 127.77.0.0/16
+//! unless namespaces keep the nodes apart, and that every value is one we act on. Parsing touches nothing but the file.
 //! Source: ours, docs/cluster.md; `ip_autoconf` after R-27, `wildcard_on_san` after R-33, `backlog_full` after R-83.
-//! Leaves out: faults, namespaces.
+//! Leaves out: faults.
 
+mod isolation;
 mod links;
 mod read;
 mod tree;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use nic_emu::server::{BacklogFull, EventSpec, LabConfig, Loopback, NodeAddress, NodeSpec};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use isolation::{Isolation, Publish};
 use links::LinkPlan;
 use read::{Fault, boolean, choice, duration_ms, fault, name, number, table, unknown, wrong_kind};
 use tree::{Entry, Node, Value};
@@ -39,6 +41,9 @@ pub(crate) struct ClusterPlan {
     pub(crate) san_connect_limit_ms: Option<u64>,
     /// Road of a node's connections to itself.
     pub(crate) loopback: Loopback,
+    /// What keeps the nodes apart.
+    #[serde(default)]
+    pub(crate) isolation: Isolation,
     /// Decides what links and fault rules draw.
     pub(crate) seed: u64,
     /// The nodes, in the file's order.
@@ -58,6 +63,9 @@ pub(crate) struct NodePlan {
     pub(crate) addresses: Vec<NodeAddress>,
     /// Whether an address is assigned when there is no static one.
     pub(crate) ip_autoconf: bool,
+    /// Ports that the host offers, in namespace mode.
+    #[serde(default)]
+    pub(crate) publish: Vec<Publish>,
 }
 
 /// What is wrong with a cluster file, and where.
@@ -87,6 +95,7 @@ impl ClusterPlan {
             name: name.to_owned(),
             addresses: Vec::new(),
             ip_autoconf: true,
+            publish: Vec::new(),
         };
         Self {
             name: None,
@@ -94,6 +103,7 @@ impl ClusterPlan {
             backlog_full: BacklogFull::Hold,
             san_connect_limit_ms: None,
             loopback: Loopback::Tcp,
+            isolation: Isolation::Loopback,
             seed: 0,
             nodes: ["a", "b", "c"].map(node).into(),
             links: Vec::new(),
@@ -150,25 +160,36 @@ impl ClusterPlan {
         self.nodes.iter().any(NodePlan::wants_assignment)
     }
 
-    /// Assigns addresses in 127.77.`subnet`.0/24: node k gets host k, or the next free one.
+    /// Assigns addresses in 127.77.`subnet`.0/24, in namespace mode in the network of the first static address or the default one: node k gets
+    /// host k, or the next free one.
     pub(crate) fn resolve(&self, subnet: Option<u8>) -> Vec<NodeSpec> {
         let mut taken: Vec<Ipv4Addr> = self
             .nodes
             .iter()
             .flat_map(|node| node.addresses.iter().map(|address| address.ip))
             .collect();
+        let network = match self.isolation {
+            Isolation::Loopback => subnet.map(|subnet| NodeAddress {
+                ip: Ipv4Addr::new(127, 77, subnet, 0),
+                prefix: 24,
+            }),
+            Isolation::Netns => {
+                let mut given = self.nodes.iter().flat_map(|node| &node.addresses);
+                Some(given.next().copied().unwrap_or(isolation::DEFAULT_NETWORK))
+            }
+        };
         let mut nodes = Vec::with_capacity(self.nodes.len());
         for (index, node) in self.nodes.iter().enumerate() {
             let mut addresses = node.addresses.clone();
-            if let (true, Some(subnet)) = (node.wants_assignment(), subnet) {
-                let own = u8::try_from(index + 1).unwrap_or(1);
-                let hosts = (own..CLAIM_HOST).chain(1..own);
+            if let (true, Some(network)) = (node.wants_assignment(), network) {
+                let own = index + 1;
+                let hosts = (own..usize::from(CLAIM_HOST)).chain(1..own);
                 let mut free = hosts
-                    .map(|host| Ipv4Addr::new(127, 77, subnet, host))
+                    .filter_map(|host| isolation::host_of(network, host))
                     .filter(|ip| !taken.contains(ip));
                 if let Some(ip) = free.next() {
                     taken.push(ip);
-                    addresses.push(NodeAddress { ip, prefix: 24 });
+                    addresses.push(NodeAddress { ip, ..network });
                 }
             }
             nodes.push(NodeSpec {
@@ -196,6 +217,9 @@ impl ClusterPlan {
             backlog_name(self.backlog_full),
             loopback_name(self.loopback)
         );
+        if self.isolation != Isolation::Loopback {
+            text.push_str(&format!("isolation = \"{}\"\n", self.isolation.word()));
+        }
         if let Some(limit_ms) = self.san_connect_limit_ms {
             text.push_str(&format!("san_connect_limit = \"{limit_ms} ms\"\n"));
         }
@@ -214,6 +238,10 @@ impl ClusterPlan {
                 addresses.join(", "),
                 node.ip_autoconf
             ));
+            if !node.publish.is_empty() {
+                let ports: Vec<_> = node.publish.iter().map(|p| format!("\"{p}\"")).collect();
+                text.push_str(&format!("publish = [{}]\n", ports.join(", ")));
+            }
         }
         for link in &self.links {
             text.push_str(&link.to_toml());
@@ -245,34 +273,6 @@ const fn loopback_name(loopback: Loopback) -> &'static str {
         Loopback::Tcp => "tcp",
         Loopback::San => "san",
     }
-}
-
-/// Reads an address, and checks that a node can have it. Without a prefix length it is one of a /24.
-fn read_address(text: &str) -> Result<NodeAddress, String> {
-    let remedy = "write it as \"127.77.0.1/24\"";
-    let (ip, prefix) = text.split_once('/').unwrap_or((text, "24"));
-    let ip: Ipv4Addr = ip
-        .parse()
-        .map_err(|_| format!("`{text}` is no IPv4 address; {remedy}"))?;
-    let prefix: u8 = prefix
-        .parse()
-        .ok()
-        .filter(|prefix| (16..=30).contains(prefix))
-        .ok_or_else(|| format!("`{text}` has no prefix length between 16 and 30; {remedy}"))?;
-    let [first, second, _, host] = ip.octets();
-    if (first, second) != (127, 77) {
-        return Err(format!(
-            "the address {ip} lies outside 127.77.0.0/16: without privileges every node address must lie there; any other address \
-             needs `isolation = \"netns\"`, which is not built yet"
-        ));
-    }
-    if host == 0 || host >= CLAIM_HOST {
-        return Err(format!(
-            "the address {ip} cannot belong to a node: its last number must lie between 1 and {}",
-            CLAIM_HOST - 1
-        ));
-    }
-    Ok(NodeAddress { ip, prefix })
 }
 
 /// Whether a text can be the name of a cluster or node: it becomes the name of a directory.
@@ -312,7 +312,8 @@ fn read_plan(root: &Node) -> Result<ClusterPlan, Fault> {
                     );
                 };
                 for (index, node) in nodes.iter().enumerate() {
-                    plan.nodes.push(read_node(node, index, autoconf)?);
+                    plan.nodes
+                        .push(read_node(node, index, autoconf, plan.isolation)?);
                     node_lines.push(node.line);
                 }
             }
@@ -356,6 +357,12 @@ fn read_cluster(node: &Node, plan: &mut ClusterPlan) -> Result<bool, Fault> {
                         _ => BacklogFull::Refuse,
                     };
             }
+            "isolation" => {
+                plan.isolation = match choice(entry, "cluster.isolation", &Isolation::WORDS)? {
+                    "netns" => Isolation::Netns,
+                    _ => Isolation::Loopback,
+                };
+            }
             "seed" => plan.seed = number(entry, "cluster.seed")?,
             "san_connect_limit" => {
                 plan.san_connect_limit_ms = Some(duration_ms(entry, "cluster.san_connect_limit")?);
@@ -377,6 +384,7 @@ fn read_cluster(node: &Node, plan: &mut ClusterPlan) -> Result<bool, Fault> {
                         "backlog_full",
                         "san_connect_limit",
                         "loopback",
+                        "isolation",
                         "seed",
                     ],
                 );
@@ -386,21 +394,28 @@ fn read_cluster(node: &Node, plan: &mut ClusterPlan) -> Result<bool, Fault> {
     Ok(autoconf)
 }
 
-fn read_node(node: &Node, index: usize, autoconf: bool) -> Result<NodePlan, Fault> {
+fn read_node(
+    node: &Node,
+    index: usize,
+    autoconf: bool,
+    isolation: Isolation,
+) -> Result<NodePlan, Fault> {
     let path = |key: &str| format!("node[{index}].{key}");
     let mut node_name = None;
     let mut addresses = Vec::new();
     let mut ip_autoconf = autoconf;
+    let mut publish = Vec::new();
     for entry in table(node, &format!("node[{index}]"))? {
         match entry.key.as_str() {
             "name" => node_name = Some(name(entry, &path("name"))?),
             "ip_autoconf" => ip_autoconf = boolean(entry, &path("ip_autoconf"))?,
-            "addresses" => addresses = read_addresses(entry, &path("addresses"))?,
+            "addresses" => addresses = read_addresses(entry, &path("addresses"), isolation)?,
+            "publish" => publish = isolation::read_publish(entry, &path("publish"), isolation)?,
             _ => {
                 return unknown(
                     entry,
                     &format!("node[{index}]"),
-                    &["name", "addresses", "ip_autoconf"],
+                    &["name", "addresses", "ip_autoconf", "publish"],
                 );
             }
         }
@@ -415,10 +430,15 @@ fn read_node(node: &Node, index: usize, autoconf: bool) -> Result<NodePlan, Faul
         name: node_name,
         addresses,
         ip_autoconf,
+        publish,
     })
 }
 
-fn read_addresses(entry: &Entry, path: &str) -> Result<Vec<NodeAddress>, Fault> {
+fn read_addresses(
+    entry: &Entry,
+    path: &str,
+    isolation: Isolation,
+) -> Result<Vec<NodeAddress>, Fault> {
     let Value::Array(items) = &entry.node.value else {
         return wrong_kind(entry, path, "an array of addresses, as [\"127.77.0.1/24\"]");
     };
@@ -434,7 +454,7 @@ fn read_addresses(entry: &Entry, path: &str) -> Result<Vec<NodeAddress>, Fault> 
                 ),
             );
         };
-        match read_address(text) {
+        match isolation.read_address(text) {
             Ok(address) if addresses.iter().any(|other| other.ip == address.ip) => {
                 return fault(
                     line,

@@ -5,7 +5,6 @@
 //! Source: memfd_create(2), user_namespaces(7), ptrace(2) and its Yama section, io_uring_setup(2), unix(7), proc(5).
 
 use std::fs::{self, File};
-use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -37,6 +36,7 @@ pub(super) fn all() -> Vec<Check> {
         sandbox(),
         user_namespaces(),
         tun_device(),
+        node_namespaces(),
         ptrace_scope(),
         io_uring(),
         container(),
@@ -196,44 +196,15 @@ fn user_namespaces() -> Check {
     });
     let said = match tried {
         Ok(output) if output.status.success() => {
-            return Check::ok(
-                NAME,
-                "can be made (for `isolation = \"netns\"`, which is not built yet)",
-            );
+            return Check::ok(NAME, "can be made, for `isolation = \"netns\"`");
         }
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         Err(error) => format!("{error:#}"),
     };
-    let forbids: &[(&str, &str, &str)] = &[
-        (
-            "/proc/sys/user/max_user_namespaces",
-            "0",
-            "as root: `sysctl user.max_user_namespaces=10000`",
-        ),
-        (
-            "/proc/sys/kernel/unprivileged_userns_clone",
-            "0",
-            "as root: `sysctl kernel.unprivileged_userns_clone=1`",
-        ),
-        (
-            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
-            "1",
-            "as root: `sysctl kernel.apparmor_restrict_unprivileged_userns=0`, or give sanlab an AppArmor profile that allows userns",
-        ),
-    ];
-    let found = forbids
-        .iter()
-        .find(|(file, value, _)| setting(file).as_deref() == Some(*value));
-    let remedy = match found {
-        Some((file, value, remedy)) => format!("{file} is {value}; {remedy}"),
-        None => "a seccomp profile or container forbids unshare(CLONE_NEWUSER); start the container with one that allows it".to_owned(),
-    };
     Check::warn(
         NAME,
-        format!(
-            "cannot be made: {said} (needed for `isolation = \"netns\"`, which is not built yet)"
-        ),
-        remedy,
+        format!("cannot be made: {said} (without root needed for `isolation = \"netns\"`)"),
+        crate::netns::remedy(),
     )
 }
 
@@ -295,19 +266,39 @@ fn sandbox() -> Check {
 
 fn tun_device() -> Check {
     const NAME: &str = "/dev/net/tun";
-    const PURPOSE: &str = "needed for `isolation = \"netns\"`, which is not built yet";
+    const PURPOSE: &str = "needed for `isolation = \"netns\"`";
     match File::options().read(true).write(true).open("/dev/net/tun") {
         Ok(_) => Check::ok(NAME, "can be opened"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Check::warn(
-            NAME,
-            format!("missing ({PURPOSE})"),
-            "as root: `modprobe tun`; in a container: `--device /dev/net/tun`",
-        ),
         Err(error) => Check::warn(
             NAME,
             format!("{error} ({PURPOSE})"),
-            "give the user access to /dev/net/tun; as root: `chmod 666 /dev/net/tun`",
+            crate::netns::tun_remedy(error.kind()),
         ),
+    }
+}
+
+fn node_namespaces() -> Check {
+    const NAME: &str = "node namespaces";
+    match crate::netns::probe() {
+        Ok(true) => Check::ok(
+            NAME,
+            "`isolation = \"netns\"` works, in a user namespace of its own",
+        ),
+        Ok(false) => Check::ok(NAME, "`isolation = \"netns\"` works"),
+        Err(error) => {
+            let said = format!("{error:#}");
+            // The helper's line ends with its remedy.
+            let (what, remedy) = said.split_once("; ").unwrap_or((&said, ""));
+            let remedy = match remedy {
+                "" => crate::netns::remedy(),
+                remedy => remedy.to_owned(),
+            };
+            Check::warn(
+                NAME,
+                format!("{what} (for `isolation = \"netns\"`)"),
+                remedy,
+            )
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `sanlab run`: puts a program on a node.
 //!
-//! Place: asks the emulator for the node's channel, prepares environment and descriptor, and becomes the program.
+//! Place: asks the emulator for the node's channel, prepares environment and descriptor, enters the node's namespaces where it has any,
+//! and becomes the program.
 //! Invariants: after `exec` nothing of us is left but the channel, so process id, signals, terminal and exit status are the program's own. Failures of
 //! our own end with 125, a missing program with 127, one that cannot be executed with 126.
 //! Source: ours, the command-line contract; exit codes as `env` has them. Leaves out: what the library does then.
@@ -24,6 +25,7 @@ use crate::cli;
 use crate::cluster;
 use crate::control;
 use crate::exit::{self, Failure};
+use crate::netns;
 
 /// The channel's descriptor lies below this number, and below the program's limit.
 const DESCRIPTOR_CEILING: u64 = 4096;
@@ -96,6 +98,7 @@ pub(crate) fn run(arguments: &cli::Run) -> Result<(), Failure> {
             }
         }
     }
+    netns::enter(&cluster.directory, &node.name).map_err(launcher)?;
     let error = command.exec();
     Err(Failure::new(
         match error.kind() {

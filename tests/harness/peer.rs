@@ -20,9 +20,15 @@ pub(crate) struct Peer {
 impl Peer {
     /// Starts the program; `prefix` is the interpreter's command, on a node or without sanlab.
     pub(crate) fn start(lab: &Lab, label: &str, mut interpreter: Command) -> Self {
-        interpreter.args(["-u", "-c", SCRIPT]).stdin(Stdio::piped());
+        interpreter.args(["-u", "-c", SCRIPT]);
+        Self::lead(lab, label, interpreter)
+    }
+
+    /// Starts another program that takes a command a line and answers with a line.
+    pub(crate) fn lead(lab: &Lab, label: &str, mut program: Command) -> Self {
+        program.stdin(Stdio::piped());
         Self {
-            process: lab.spawn(label, interpreter),
+            process: lab.spawn(label, program),
             answers: 0,
         }
     }

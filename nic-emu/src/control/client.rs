@@ -15,13 +15,16 @@ use serde_json::{Map, Value};
 
 use super::{
     ChannelReply, Clock, Done, Engine, FaultAdded, Faults, FaultsRemoved, Healed, Inspected, Links,
-    NodeConfig, Note, Pong, Recorded, Refusal, Request, Stat,
+    Namespaces, NodeConfig, Note, Pong, Recorded, Refusal, Request, Stat,
 };
 use crate::device::{LinkChange, LinkParameters, Topic};
+use crate::server::Namespace;
 use crate::server::fd_pass::{self, Wait};
 
 /// How long a single wait for the emulator lasts.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Most descriptors of a reply: the namespaces of a node.
+const FD_LIMIT: usize = 8;
 /// Longest reply: a `stat` of very many connections.
 const REPLY_LIMIT: usize = 1 << 28;
 
@@ -92,12 +95,32 @@ pub fn channel(socket: &Path, node: &str) -> Result<(NodeConfig, OwnedFd), Contr
     let request = Request::Channel {
         node: node.to_owned(),
     };
-    let (reply, fd): (ChannelReply, _) = ask(socket, &request)?;
+    let (reply, fds): (ChannelReply, _) = ask(socket, &request)?;
+    let fd = fds.into_iter().next();
     let fd = fd.ok_or_else(|| ControlError::BadReply {
         path: socket.to_owned(),
         detail: "no descriptor".into(),
     })?;
     Ok((reply.config, fd))
+}
+
+/// Asks for the namespaces of `node`, in the order in which a program enters them: none in loopback mode. The descriptors are close-on-exec.
+///
+/// # Errors
+/// [`ControlError`]; `Refused` for an unknown node.
+pub fn namespaces(socket: &Path, node: &str) -> Result<Vec<Namespace>, ControlError> {
+    let request = Request::Namespaces {
+        node: node.to_owned(),
+    };
+    let (reply, fds): (Namespaces, _) = ask(socket, &request)?;
+    if reply.kinds.len() != fds.len() {
+        return Err(ControlError::BadReply {
+            path: socket.to_owned(),
+            detail: format!("{} descriptors for {:?}", fds.len(), reply.kinds),
+        });
+    }
+    let pairs = reply.kinds.into_iter().zip(fds);
+    Ok(pairs.map(|(kind, fd)| Namespace { kind, fd }).collect())
 }
 
 /// Reports a program that runs without the preload library.
@@ -258,7 +281,7 @@ pub fn shutdown(socket: &Path) -> Result<(), ControlError> {
 fn ask<T: DeserializeOwned>(
     path: &Path,
     request: &Request,
-) -> Result<(T, Option<OwnedFd>), ControlError> {
+) -> Result<(T, Vec<OwnedFd>), ControlError> {
     let stream = UnixStream::connect(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::NotRunning {
             path: path.to_owned(),
@@ -271,7 +294,7 @@ fn ask<T: DeserializeOwned>(
     let mut line = serde_json::to_vec(request).expect("requests are made of strings and numbers");
     line.push(b'\n');
     send_all(&stream, &line).map_err(|errno| broken(path, errno))?;
-    let (reply, fd) = receive_line(&stream, path)?;
+    let (reply, fds) = receive_line(&stream, path)?;
     if let Ok(Refusal { ok: false, error }) = serde_json::from_slice(&reply) {
         return Err(ControlError::Refused(error));
     }
@@ -279,7 +302,7 @@ fn ask<T: DeserializeOwned>(
         path: path.to_owned(),
         detail: error.to_string(),
     })?;
-    Ok((reply, fd))
+    Ok((reply, fds))
 }
 
 fn send_all(stream: &UnixStream, mut bytes: &[u8]) -> Result<(), Errno> {
@@ -290,21 +313,18 @@ fn send_all(stream: &UnixStream, mut bytes: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-fn receive_line(
-    stream: &UnixStream,
-    path: &Path,
-) -> Result<(Vec<u8>, Option<OwnedFd>), ControlError> {
+fn receive_line(stream: &UnixStream, path: &Path) -> Result<(Vec<u8>, Vec<OwnedFd>), ControlError> {
     let mut line = Vec::new();
-    let mut fd = None;
+    let mut fds = Vec::new();
     let mut chunk = vec![0; 64 * 1024];
     loop {
-        let received = fd_pass::receive(stream.as_fd(), &mut chunk, 1, Wait::Yes)
+        let received = fd_pass::receive(stream.as_fd(), &mut chunk, FD_LIMIT, Wait::Yes)
             .map_err(|errno| broken(path, errno))?;
-        fd = received.fds.into_iter().next().or(fd);
+        fds.extend(received.fds);
         let got = &chunk[..received.bytes];
         if let Some(end) = got.iter().position(|&b| b == b'\n') {
             line.extend_from_slice(&got[..end]);
-            return Ok((line, fd));
+            return Ok((line, fds));
         }
         if got.is_empty() || line.len() > REPLY_LIMIT {
             return Err(ControlError::Ended {

@@ -2,7 +2,7 @@
 //!
 //! Place: `<dir>/control.sock`; the server side runs in the control thread, [`client`] in `sanlab` commands.
 //! Invariants: one request and one reply a connection, each one line of JSON; a reply without `"ok":false` is the answer; only CHANNEL
-//! carries a descriptor. Fields may be added, never renamed.
+//! and NAMESPACES carry descriptors. Fields may be added, never renamed.
 //! Source: ours (docs/control.md). Leaves out: anything on the data path, and who may connect, which the listening socket decides.
 
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub mod text;
 use crate::device::{
     Counters, FaultReport, Finding, Inspection, LinkParameters, LinkRow, Recording, Topic,
 };
-use crate::server::Loopback;
+use crate::server::{Loopback, NamespaceKind};
 
 /// Name of the socket in a cluster's directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -34,6 +34,11 @@ pub enum Request {
     Stat,
     /// A cluster channel for one program. Answered with [`ChannelReply`] and the descriptor.
     Channel {
+        /// Node of the program.
+        node: String,
+    },
+    /// The namespaces of a node, for a program that enters them. Answered with [`Namespaces`] and their descriptors.
+    Namespaces {
         /// Node of the program.
         node: String,
     },
@@ -311,6 +316,15 @@ pub struct ChannelReply {
     pub ok: bool,
     /// What the program's switch has to know.
     pub config: NodeConfig,
+}
+
+/// Answer to NAMESPACES.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Namespaces {
+    /// True.
+    pub ok: bool,
+    /// Kinds of the descriptors that come along, in the order in which a program enters them; none in loopback mode.
+    pub kinds: Vec<NamespaceKind>,
 }
 
 /// What a program is told about its node, the JSON of [`ring_proto::channel::ENV_CONFIG`].

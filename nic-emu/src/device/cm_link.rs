@@ -174,8 +174,7 @@ impl Device {
             return;
         };
         let way = (notice.from, notice.to);
-        let is_cut = !(self.nodes.is_port_up(way.0) && self.nodes.is_port_up(way.1));
-        let arrival = self.links.draw_notice(way, now_ns, is_cut);
+        let arrival = self.links.draw_notice(way, now_ns);
         notice.is_sent = arrival.is_some();
         let at_ns = arrival.unwrap_or_else(|| now_ns.saturating_add(backoff_ns(notice.tries)));
         notice.tries = notice.tries.saturating_add(1);

@@ -78,6 +78,7 @@ pub use inspect::{
     CqRow, DoorbellRow, EngineRow, FunctionRow, Inspection, LastError, MrRow, MwRow, QpRow, SrqRow,
     Topic, UnknownTopic, WindowRow, WorkQueueRow,
 };
+pub(crate) use link::{Circumstances, Direction, LinkTable, Passage};
 pub use link::{LinkChange, LinkCounters, LinkParameters, LinkRow, LinkTrace};
 pub use node::NodeInfo;
 pub use pause::{PauseOn, Stepped};

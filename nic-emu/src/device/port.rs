@@ -26,6 +26,7 @@ impl Device {
         {
             return Ok(());
         }
+        self.links.table.set_port(node, is_up);
         let event = if is_up {
             EventType::PORT_UP
         } else {

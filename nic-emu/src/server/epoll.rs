@@ -6,8 +6,10 @@
 //! Source: epoll(7). Leaves out: timers, which are timeouts of [`Poller::wait`].
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 /// Names a source in a [`Poller`].
@@ -85,8 +87,7 @@ impl Poller {
         self.epoll.delete(fd)
     }
 
-    /// Waits for events and gives the tokens of their sources: forever without a timeout, else at most `timeout_ns` rounded up to
-    /// milliseconds.
+    /// Waits for events and gives the tokens of their sources: forever without a timeout, else at most `timeout_ns`.
     pub(crate) fn wait<'a>(
         &self,
         buffer: &'a mut EventBuffer,
@@ -94,9 +95,15 @@ impl Poller {
     ) -> Result<impl Iterator<Item = Token> + 'a, Errno> {
         let timeout = match timeout_ns {
             None => EpollTimeout::NONE,
+            Some(0) => EpollTimeout::ZERO,
             Some(ns) => {
-                let ms = u32::try_from(ns.div_ceil(1_000_000)).unwrap_or(u32::MAX);
-                EpollTimeout::try_from(ms).unwrap_or(EpollTimeout::MAX)
+                // epoll_wait knows milliseconds only, which is long for a link; epoll_pwait2 is younger than the kernels we run on.
+                let mut one = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
+                match ppoll(&mut one, Some(Duration::from_nanos(ns).into()), None) {
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(error) => return Err(error),
+                }
+                EpollTimeout::ZERO
             }
         };
         let n = match self.epoll.wait(&mut buffer.0, timeout) {

@@ -2,7 +2,7 @@
 //!
 //! Place: `sanlab up` and the `nic-emu` binary call [`serve`] or [`serve_devices`], which block until the end is asked for.
 //! Invariants: one control thread reads everything that clients send and never waits for one of them; one engine thread owns the
-//! device; what is made in the file system is removed at the end.
+//! device; in namespace mode a third thread carries the nodes' frames; what is made in the file system is removed at the end.
 //! Source: ours (ARCHITECTURE.md). Leaves out: making processes of its own, privileges, name spaces.
 //!
 //! ```text
@@ -33,6 +33,7 @@ mod reactor;
 mod runtime;
 pub mod sandbox;
 mod signals;
+mod spaces;
 mod stat;
 pub(crate) mod telemetry;
 pub mod vfio;
@@ -44,6 +45,7 @@ pub use config::{
 pub use error::ServeError;
 pub use runtime::{EngineGone, EngineHandle, EngineThread};
 pub use sandbox::Sandbox;
+pub use spaces::{Namespace, NamespaceKind, NodeSpace};
 
 use self::error::system;
 use self::listen::{Listener, RunDirectories};
@@ -52,6 +54,7 @@ use self::sandbox::Reach;
 use self::signals::Signals;
 use crate::control;
 use crate::device::{Device, DeviceOptions};
+use crate::wire::Wire;
 
 /// Name of a node's device socket in its directory.
 pub const DEVICE_SOCKET_NAME: &str = "nic0.sock";
@@ -65,9 +68,23 @@ pub fn serve(
     sandbox: Sandbox,
     on_ready: impl FnOnce(),
 ) -> Result<(), ServeError> {
+    serve_spaces(config, Vec::new(), sandbox, on_ready)
+}
+
+/// As [`serve`], in namespace mode: with what each node has of its own, in the order of the nodes. Without any, as [`serve`].
+///
+/// # Errors
+/// As [`serve`].
+pub fn serve_spaces(
+    config: &ClusterConfig,
+    spaces: Vec<NodeSpace>,
+    sandbox: Sandbox,
+    on_ready: impl FnOnce(),
+) -> Result<(), ServeError> {
     // Before any thread is made: all of them inherit the mask.
     let signals = Signals::take().map_err(system("signalfd"))?;
-    let mut server = Server::start_in(config, sandbox)?;
+    wake_on_time();
+    let mut server = Server::start_in(config, sandbox, spaces)?;
     server.reactor.watch_signals(signals)?;
     seal(sandbox);
     on_ready();
@@ -85,6 +102,7 @@ pub fn serve_devices(
     on_ready: impl FnOnce(),
 ) -> Result<(), ServeError> {
     let signals = Signals::take().map_err(system("signalfd"))?;
+    wake_on_time();
     let mut server = Server::start_devices_in(devices, sandbox, debug)?;
     server.reactor.watch_signals(signals)?;
     seal(sandbox);
@@ -106,6 +124,7 @@ pub struct DeviceSocket {
 pub struct Server {
     // First to go: connections and socket files, then the directories they lay in.
     reactor: Reactor,
+    _wire: Option<Wire>,
     _directories: RunDirectories,
 }
 
@@ -127,10 +146,14 @@ impl Server {
     /// [`ServeError`]; nothing is left behind.
     pub fn start(config: &ClusterConfig) -> Result<Self, ServeError> {
         // The process is the caller's.
-        Self::start_in(config, Sandbox::Off)
+        Self::start_in(config, Sandbox::Off, Vec::new())
     }
 
-    fn start_in(config: &ClusterConfig, sandbox: Sandbox) -> Result<Self, ServeError> {
+    fn start_in(
+        config: &ClusterConfig,
+        sandbox: Sandbox,
+        spaces: Vec<NodeSpace>,
+    ) -> Result<Self, ServeError> {
         config.check()?;
         let mut directories = RunDirectories::default();
         directories.ensure(&config.dir)?;
@@ -142,7 +165,7 @@ impl Server {
             devices.push(Listener::bind(&directory.join(DEVICE_SOCKET_NAME))?);
         }
         confine(sandbox, || reach_of_cluster(&config.dir));
-        Self::assemble(config.clone(), vec![control], devices, directories)
+        Self::assemble(config.clone(), vec![control], devices, directories, spaces)
     }
 
     /// Makes device, engine, and per node a device socket with a control socket beside it ([`control::beside`]).
@@ -196,7 +219,8 @@ impl Server {
             directories: Vec::new(),
             removals: paths.iter().map(|path| directory_of(path)).collect(),
         });
-        Self::assemble(config, controls, listeners, RunDirectories::default())
+        let directories = RunDirectories::default();
+        Self::assemble(config, controls, listeners, directories, Vec::new())
     }
 
     fn assemble(
@@ -204,6 +228,7 @@ impl Server {
         controls: Vec<Listener>,
         devices: Vec<Listener>,
         directories: RunDirectories,
+        spaces: Vec<NodeSpace>,
     ) -> Result<Self, ServeError> {
         raise_descriptor_limit();
         let mut device = Device::new(DeviceOptions {
@@ -233,8 +258,16 @@ impl Server {
                 problem,
             })?;
         }
+        let (taps, namespaces): (Vec<_>, Vec<_>) = spaces
+            .into_iter()
+            .map(|space| (space.tap, space.namespaces))
+            .unzip();
+        let wire = (!taps.is_empty())
+            .then(|| Wire::start(taps, &device))
+            .transpose()
+            .map_err(system("starting the wire"))?;
         let engine = EngineThread::start(device)?;
-        let mut reactor = Reactor::new(config, engine)?;
+        let mut reactor = Reactor::new(config, engine, namespaces)?;
         for control in controls {
             reactor.serve_control(control)?;
         }
@@ -244,6 +277,7 @@ impl Server {
         }
         Ok(Self {
             reactor,
+            _wire: wire,
             _directories: directories,
         })
     }
@@ -273,6 +307,14 @@ impl Server {
 fn confine(sandbox: Sandbox, reach: impl FnOnce() -> Reach) {
     if sandbox == Sandbox::On {
         sandbox::confine(&reach());
+    }
+}
+
+/// Links and timers mean microseconds, and the kernel lets sleepers lie for 50 of them unless told otherwise. For this thread and those it
+/// starts.
+fn wake_on_time() {
+    if let Err(errno) = nix::sys::prctl::set_timerslack(1) {
+        debug!(%errno, "timers stay as slack as they are");
     }
 }
 

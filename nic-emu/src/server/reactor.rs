@@ -24,6 +24,7 @@ use super::listen::{Accepted, Listener};
 use super::log_budget::{LogBudget, now_ns};
 use super::runtime::{EngineGone, EngineHandle, EngineThread};
 use super::signals::Signals;
+use super::spaces::Namespace;
 use super::stat::{Ledger, Live};
 use super::vfio::DeviceGone;
 use super::vfio::nic::Function;
@@ -52,6 +53,8 @@ pub(crate) struct Reactor {
     stop: Arc<WakeFd>,
     stopping: bool,
     config: ClusterConfig,
+    /// Those of each node; none in loopback mode.
+    namespaces: Vec<Vec<Namespace>>,
     ledger: Ledger,
     /// Families of functions that processes opened; functions of the listening sockets have none.
     families: HashMap<FunctionId, FamilyId>,
@@ -117,7 +120,12 @@ enum Turn {
 }
 
 impl Reactor {
-    pub(crate) fn new(config: ClusterConfig, engine: EngineThread) -> Result<Self, ServeError> {
+    /// `namespaces`: those of each node, in namespace mode.
+    pub(crate) fn new(
+        config: ClusterConfig,
+        engine: EngineThread,
+        namespaces: Vec<Vec<Namespace>>,
+    ) -> Result<Self, ServeError> {
         let stop = Arc::new(WakeFd::new().map_err(system("eventfd"))?);
         let mut reactor = Self {
             sources: Sources::new(SOURCE_LIMIT),
@@ -127,6 +135,7 @@ impl Reactor {
             ledger: Ledger::new(config.nodes.len()),
             events: config.lab.events.iter().cloned().collect(),
             config,
+            namespaces,
             started_ns: now_ns(),
             families: HashMap::new(),
             next_family: 1,

@@ -50,6 +50,7 @@ fn requests() -> Vec<Request> {
         Request::Ping,
         Request::Stat,
         Request::Channel { node: "a".into() },
+        Request::Namespaces { node: "a".into() },
         Request::Note(Note {
             node: "a".into(),
             program: "p".into(),
@@ -121,9 +122,10 @@ fn requests() -> Vec<Request> {
         Request::Shutdown => 16,
         Request::FaultAdd { rule: _ } => 17,
         Request::Advance { ns: _ } => 18,
+        Request::Namespaces { node: _ } => 19,
     };
     let kinds: BTreeSet<_> = all.iter().map(kind).collect();
-    assert!(kinds.into_iter().eq(0..19));
+    assert!(kinds.into_iter().eq(0..20));
     all
 }
 
@@ -201,9 +203,8 @@ fn rows(request: &str, key: &str) -> Option<Vec<(&'static str, Answer)>> {
                 ("\"Ping\"", NoRequest),
             ],
         ],
-        ("channel" | "note" | "port", "node") | ("link" | "link_change", "from" | "to") => {
-            &[NO_STRING, NO_NODE]
-        }
+        ("channel" | "namespaces" | "note" | "port", "node")
+        | ("link" | "link_change", "from" | "to") => &[NO_STRING, NO_NODE],
         ("port", "up") | ("link_change", "both") => &[NO_BOOLEAN, &[("false", Done)]],
         ("link_change", "change") => &[&[
             ("null", NoRequest),

@@ -180,11 +180,10 @@ impl Device {
         cut.len()
     }
 
-    /// Directions that are or were anything but perfect, in the order of their nodes.
+    /// Directions that are or were anything but perfect or carried frames of the wire, in the order of their nodes.
     #[must_use]
     pub fn links(&self) -> Vec<LinkRow> {
-        let mut ends: Vec<_> = self.links.all.keys().copied().collect();
-        ends.sort_unstable();
+        let ends = self.links.table.ends();
         ends.into_iter()
             .map(|(from, to)| LinkRow {
                 from: self.node_name(from),

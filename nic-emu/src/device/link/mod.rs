@@ -17,10 +17,12 @@ use super::timer::Timer;
 use super::{Device, DeviceError};
 
 mod change;
+mod model;
 mod random;
 
 pub use change::{LinkChange, LinkRow};
 
+pub(crate) use model::{Circumstances, Direction, LinkTable, Passage};
 use random::MILLION;
 pub(crate) use random::Random;
 
@@ -99,16 +101,11 @@ pub struct LinkTrace {
     pub hash: u64,
 }
 
-/// One direction.
+/// A direction with the device's own copy of what it asks often.
 #[derive(Debug)]
 struct Link {
     parameters: LinkParameters,
-    random: Random,
-    counters: LinkCounters,
-    /// When the wire is free again.
-    busy_until_ns: u64,
-    /// Arrival of the latest packet that was not held back.
-    latest_ns: u64,
+    direction: Direction,
 }
 
 /// A packet on its way.
@@ -122,8 +119,10 @@ struct Flight {
 /// All links.
 #[derive(Debug, Default)]
 pub(crate) struct Links {
+    /// Directions that the device has used or changed.
     all: HashMap<(NodeId, NodeId), Link>,
-    seed: u64,
+    /// All of them, also those that the wire alone uses.
+    pub(crate) table: LinkTable,
     flights: HashMap<u64, Flight>,
     last_flight: u64,
     trace: LinkTrace,
@@ -148,7 +147,7 @@ impl Links {
     pub(crate) fn busy_until_ns(&self, from: NodeId, to: NodeId) -> u64 {
         self.all
             .get(&(from, to))
-            .map_or(0, |link| link.busy_until_ns)
+            .map_or(0, |link| link.direction.lock().busy_until_ns())
     }
 
     /// Drops frames on their way that `is_meant` names.
@@ -157,39 +156,18 @@ impl Links {
     }
 
     /// Puts a message of the connection manager on a direction; when it arrives, or `None` when it is lost.
-    pub(crate) fn draw_notice(
-        &mut self,
-        (from, to): (NodeId, NodeId),
-        now_ns: u64,
-        is_cut: bool,
-    ) -> Option<u64> {
-        let link = self.direction(from, to);
-        let parameters = link.parameters;
-        link.counters.sent += 1;
-        let is_lost = link.random.hits(parameters.loss_ppm);
-        // Found by its check.
-        let is_corrupt = link.random.hits(parameters.corrupt_ppm);
-        let jitter_ns = link.random.up_to(parameters.jitter_ns);
-        if is_lost || is_corrupt || is_cut || !parameters.up {
-            link.counters.lost += 1;
-            self.note(now_ns, 4, from, to, &[]);
-            return None;
-        }
-        link.counters.delivered += 1;
-        let start_ns = link.busy_until_ns.max(now_ns);
-        self.note(now_ns, 5, from, to, &[]);
-        let on_way_ns = parameters.latency_ns.saturating_add(jitter_ns);
-        Some(start_ns.saturating_add(on_way_ns))
+    pub(crate) fn draw_notice(&mut self, (from, to): (NodeId, NodeId), now_ns: u64) -> Option<u64> {
+        let arrival = self.link(from, to).direction.lock().admit_notice(now_ns);
+        let kind = if arrival.is_none() { 4 } else { 5 };
+        self.note(now_ns, kind, from, to, &[]);
+        arrival
     }
 
-    fn direction(&mut self, from: NodeId, to: NodeId) -> &mut Link {
-        let seed = self.seed;
+    fn link(&mut self, from: NodeId, to: NodeId) -> &mut Link {
+        let table = &self.table;
         self.all.entry((from, to)).or_insert_with(|| Link {
             parameters: LinkParameters::default(),
-            random: generator(seed, from, to),
-            counters: LinkCounters::default(),
-            busy_until_ns: 0,
-            latest_ns: 0,
+            direction: table.direction(from, to),
         })
     }
 
@@ -214,12 +192,6 @@ impl Links {
         self.trace.hash = hash;
         self.trace.events += 1;
     }
-}
-
-fn generator(seed: u64, from: NodeId, to: NodeId) -> Random {
-    let direction = u64::from(from.0) << 16 | u64::from(to.0);
-    let mut mixed = Random::new(seed ^ direction.wrapping_mul(0xd6e8_feb8_6659_fd93));
-    Random::new(mixed.next())
 }
 
 impl Device {
@@ -249,7 +221,9 @@ impl Device {
                 return Err(DeviceError::BadLink { ppm });
             }
         }
-        self.links.direction(from, to).parameters = parameters;
+        let link = self.links.link(from, to);
+        link.parameters = parameters;
+        link.direction.lock().parameters = parameters;
         self.links.is_used |= parameters.is_impaired();
         self.publish_link_cuts();
         // Whoever waits in the other mode looks again.
@@ -269,18 +243,18 @@ impl Device {
     /// Counters of a direction; all zero for one that was always perfect.
     #[must_use]
     pub fn link_counters(&self, from: NodeId, to: NodeId) -> LinkCounters {
-        self.links
-            .all
-            .get(&(from, to))
-            .map_or_else(LinkCounters::default, |link| link.counters)
+        let found = self.links.table.find(from, to);
+        found.map_or_else(LinkCounters::default, |direction| direction.lock().counters)
     }
 
     /// Seeds the generators of all links anew. Without it the seed is 0.
     pub fn seed_links(&mut self, seed: u64) {
-        self.links.seed = seed;
-        for (&(from, to), link) in &mut self.links.all {
-            link.random = generator(seed, from, to);
-        }
+        self.links.table.seed(seed);
+    }
+
+    /// The links themselves, for who puts other packets on them.
+    pub(crate) fn link_table(&self) -> LinkTable {
+        self.links.table.clone()
     }
 
     /// What all links did so far.
@@ -292,55 +266,29 @@ impl Device {
     /// Puts a frame on the link.
     pub(crate) fn put_on_link(&mut self, from: NodeId, to: NodeId, mut frame: Vec<u8>, fate: Fate) {
         let now_ns = self.clock.now_ns();
-        let is_cut = self.nodes.some_port_is_down()
-            && !(self.nodes.is_port_up(from) && self.nodes.is_port_up(to));
-        let link = self.links.direction(from, to);
-        let parameters = link.parameters;
-        link.counters.sent += 1;
-        // The same draws for every packet, whatever becomes of it.
-        let is_lost = link.random.hits(parameters.loss_ppm) | fate.is_lost;
-        let is_held = link.random.hits(parameters.reorder_ppm);
-        let is_doubled = link.random.hits(parameters.duplicate_ppm) | fate.is_doubled;
-        let is_corrupt = link.random.hits(parameters.corrupt_ppm) | fate.is_corrupt;
-        let jitter_ns = link.random.up_to(parameters.jitter_ns);
-        let held_ns = link.random.up_to(parameters.reorder_ns);
-        let flip = link.random.next();
-        let start_ns = link.busy_until_ns.max(now_ns);
-        let bits = (frame.len() as u64).saturating_mul(8);
-        let wire_ns = bits
-            .saturating_mul(1_000_000_000)
-            .checked_div(parameters.bandwidth_bps)
-            .unwrap_or(0);
-        link.busy_until_ns = start_ns.saturating_add(wire_ns);
-        if is_lost || is_cut || !parameters.up {
-            link.counters.lost += 1;
+        let met = Circumstances {
+            fate,
+            ..Circumstances::default()
+        };
+        let link = self.links.link(from, to);
+        let passage = link.direction.lock().admit(now_ns, frame.len(), met);
+        let Passage::Arrives {
+            at_ns,
+            is_doubled,
+            flip,
+        } = passage
+        else {
             self.links.note(now_ns, 1, from, to, &frame);
             return;
-        }
-        let on_way_ns = parameters.latency_ns.saturating_add(jitter_ns);
-        let in_order_ns = link
-            .busy_until_ns
-            .saturating_add(on_way_ns)
-            .max(link.latest_ns);
-        let arrival_ns = if is_held {
-            link.counters.reordered += 1;
-            in_order_ns.saturating_add(held_ns)
-        } else {
-            link.latest_ns = in_order_ns;
-            in_order_ns
         };
-        let arrival_ns = arrival_ns.saturating_add(fate.delay_ns);
-        if is_doubled {
-            link.counters.duplicated += 1;
-        }
         self.links.note(now_ns, 2, from, to, &frame);
         if is_doubled {
-            self.fly(arrival_ns, from, to, frame.clone());
+            self.fly(at_ns, from, to, frame.clone());
         }
-        if is_corrupt {
-            flip_bit(&mut frame, flip);
+        if let Some(draw) = flip {
+            flip_bit(&mut frame, draw);
         }
-        self.fly(arrival_ns, from, to, frame);
+        self.fly(at_ns, from, to, frame);
     }
 
     fn fly(&mut self, arrival_ns: u64, from: NodeId, to: NodeId, frame: Vec<u8>) {
@@ -358,10 +306,10 @@ impl Device {
         };
         let now_ns = self.clock.now_ns();
         self.links.note(now_ns, 3, from, to, &frame);
-        self.links.direction(from, to).counters.delivered += 1;
-        if !self.frame_arrived(&frame) {
-            self.links.direction(from, to).counters.corrupted += 1;
-        }
+        let is_whole = self.frame_arrived(&frame);
+        let mut model = self.links.link(from, to).direction.lock();
+        model.counters.delivered += 1;
+        model.counters.corrupted += u64::from(!is_whole);
     }
 }
 

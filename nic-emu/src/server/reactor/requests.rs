@@ -14,11 +14,14 @@ use tracing::info;
 
 use super::super::channel::Channel;
 use super::super::runtime::EngineGone;
+use super::super::spaces::NamespaceKind;
 use super::super::stat::node_entries;
 use super::super::{inspect, lab};
 use super::{Reactor, Source, live};
 use crate::control::connection::Connection;
-use crate::control::{ChannelReply, Done, NodeConfig, Note, Pong, ProviderEntry, Request};
+use crate::control::{
+    ChannelReply, Done, Namespaces, NodeConfig, Note, Pong, ProviderEntry, Request,
+};
 use crate::device::Device;
 
 /// Id and name of the one provider that is compiled in.
@@ -56,6 +59,12 @@ impl Reactor {
                 }
                 Err(error) => connection.refuse(&error),
             },
+            Request::Namespaces { node } => match self.namespaces_of(&node) {
+                Ok((kinds, fds)) => {
+                    connection.answer(&Namespaces { ok: true, kinds }, fds);
+                }
+                Err(error) => connection.refuse(&error),
+            },
             Request::Note(note) => match self.note(&note) {
                 Ok(()) => connection.answer(&Done { ok: true }, Vec::new()),
                 Err(error) => connection.refuse(&error),
@@ -90,6 +99,20 @@ impl Reactor {
                 names.join(", ")
             )
         })
+    }
+
+    /// What a program enters to be on a node: nothing in loopback mode.
+    fn namespaces_of(&self, name: &str) -> Result<(Vec<NamespaceKind>, Vec<OwnedFd>), String> {
+        let node = self.node(name)?;
+        let own = self.namespaces.get(usize::from(node.0));
+        let mut found = (Vec::new(), Vec::new());
+        for namespace in own.into_iter().flatten() {
+            let fd = namespace.fd.try_clone();
+            let fd = fd.map_err(|error| format!("cannot hand out a namespace: {error}"))?;
+            found.0.push(namespace.kind);
+            found.1.push(fd);
+        }
+        Ok(found)
     }
 
     /// Makes a cluster channel; our end is watched from now on.

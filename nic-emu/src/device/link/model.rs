@@ -1,0 +1,228 @@
+//! One direction of a link: what it does to a packet, and the table that those share who put packets on links.
+//!
+//! Place: the device puts RDMA packets on a direction, the wire of namespace mode puts Ethernet frames on the very same one; both ask
+//! [`Model::admit`]. Invariants: a direction exists once, so what shares a link shares its bandwidth, its order and its counters; what a packet
+//! meets depends on the seed, the direction and the packets before it alone. No clock and no queue inside: the caller says what time it is and
+//! keeps the packets until they arrive. A lock is held for one packet's draws, never across a wait.
+//! Source: ours, after tc-netem by name. Hot: nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ring_proto::ids::NodeId;
+
+use super::random::Random;
+use super::{LinkCounters, LinkParameters};
+use crate::device::fault::Fate;
+
+/// One direction.
+#[derive(Debug)]
+pub(crate) struct Model {
+    pub(crate) parameters: LinkParameters,
+    pub(crate) counters: LinkCounters,
+    random: Random,
+    /// When the wire is free again.
+    busy_until_ns: u64,
+    /// Arrival of the latest packet that was not held back.
+    latest_ns: u64,
+    /// A port at either end is down.
+    is_port_down: bool,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Passage {
+    /// It never arrives.
+    Lost,
+    /// It arrives.
+    Arrives {
+        /// When.
+        at_ns: u64,
+        /// Twice.
+        is_doubled: bool,
+        /// With one bit flipped: the draw that says which.
+        flip: Option<u64>,
+    },
+}
+
+/// What a packet meets besides the link's own parameters.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Circumstances {
+    /// Faults on purpose.
+    pub(crate) fate: Fate,
+    /// Longest time that packets wait for the wire; those that would wait longer are dropped.
+    pub(crate) queue_ns: Option<u64>,
+}
+
+impl Model {
+    fn new(seed: u64, from: NodeId, to: NodeId) -> Self {
+        Self {
+            parameters: LinkParameters::default(),
+            counters: LinkCounters::default(),
+            random: generator(seed, from, to),
+            busy_until_ns: 0,
+            latest_ns: 0,
+            is_port_down: false,
+        }
+    }
+
+    /// Whether nothing passes.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.is_port_down || !self.parameters.up
+    }
+
+    /// When the wire is free again.
+    pub(crate) fn busy_until_ns(&self) -> u64 {
+        self.busy_until_ns
+    }
+
+    /// Puts a packet of `len_bytes` on the direction.
+    pub(crate) fn admit(&mut self, now_ns: u64, len_bytes: usize, met: Circumstances) -> Passage {
+        let Circumstances { fate, queue_ns } = met;
+        let parameters = self.parameters;
+        self.counters.sent += 1;
+        // The same draws for every packet, whatever becomes of it.
+        let is_lost = self.random.hits(parameters.loss_ppm) | fate.is_lost;
+        let is_held = self.random.hits(parameters.reorder_ppm);
+        let is_doubled = self.random.hits(parameters.duplicate_ppm) | fate.is_doubled;
+        let is_corrupt = self.random.hits(parameters.corrupt_ppm) | fate.is_corrupt;
+        let jitter_ns = self.random.up_to(parameters.jitter_ns);
+        let held_ns = self.random.up_to(parameters.reorder_ns);
+        let flip = self.random.next();
+        let start_ns = self.busy_until_ns.max(now_ns);
+        if queue_ns.is_some_and(|most| start_ns - now_ns > most) {
+            self.counters.lost += 1;
+            return Passage::Lost;
+        }
+        let bits = (len_bytes as u64).saturating_mul(8);
+        let wire_ns = bits
+            .saturating_mul(1_000_000_000)
+            .checked_div(parameters.bandwidth_bps)
+            .unwrap_or(0);
+        self.busy_until_ns = start_ns.saturating_add(wire_ns);
+        if is_lost || self.is_cut() {
+            self.counters.lost += 1;
+            return Passage::Lost;
+        }
+        let on_way_ns = parameters.latency_ns.saturating_add(jitter_ns);
+        let in_order_ns = self
+            .busy_until_ns
+            .saturating_add(on_way_ns)
+            .max(self.latest_ns);
+        let at_ns = if is_held {
+            self.counters.reordered += 1;
+            in_order_ns.saturating_add(held_ns)
+        } else {
+            self.latest_ns = in_order_ns;
+            in_order_ns
+        };
+        if is_doubled {
+            self.counters.duplicated += 1;
+        }
+        Passage::Arrives {
+            at_ns: at_ns.saturating_add(fate.delay_ns),
+            is_doubled,
+            flip: is_corrupt.then_some(flip),
+        }
+    }
+
+    /// Puts a message of the connection manager on the direction; when it arrives, or `None` when it is lost.
+    pub(crate) fn admit_notice(&mut self, now_ns: u64) -> Option<u64> {
+        let parameters = self.parameters;
+        self.counters.sent += 1;
+        let is_lost = self.random.hits(parameters.loss_ppm);
+        // Found by its check.
+        let is_corrupt = self.random.hits(parameters.corrupt_ppm);
+        let jitter_ns = self.random.up_to(parameters.jitter_ns);
+        if is_lost || is_corrupt || self.is_cut() {
+            self.counters.lost += 1;
+            return None;
+        }
+        self.counters.delivered += 1;
+        let on_way_ns = parameters.latency_ns.saturating_add(jitter_ns);
+        let start_ns = self.busy_until_ns.max(now_ns);
+        Some(start_ns.saturating_add(on_way_ns))
+    }
+}
+
+fn generator(seed: u64, from: NodeId, to: NodeId) -> Random {
+    let direction = u64::from(from.0) << 16 | u64::from(to.0);
+    let mut mixed = Random::new(seed ^ direction.wrapping_mul(0xd6e8_feb8_6659_fd93));
+    Random::new(mixed.next())
+}
+
+/// A direction that several users hold.
+#[derive(Clone, Debug)]
+pub(crate) struct Direction(Arc<Mutex<Model>>);
+
+impl Direction {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Model> {
+        // Nothing that can panic runs under the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All directions of a cluster's links, and which ports are down: one table for the device and the wire.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LinkTable(Arc<Mutex<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    seed: u64,
+    all: HashMap<(NodeId, NodeId), Direction>,
+    /// Nodes whose port is down.
+    down: HashSet<NodeId>,
+}
+
+impl LinkTable {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // As above.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A direction; made when it is not there.
+    pub(crate) fn direction(&self, from: NodeId, to: NodeId) -> Direction {
+        let mut table = self.lock();
+        let Table { seed, all, down } = &mut *table;
+        let made = || {
+            let mut model = Model::new(*seed, from, to);
+            model.is_port_down = down.contains(&from) || down.contains(&to);
+            Direction(Arc::new(Mutex::new(model)))
+        };
+        all.entry((from, to)).or_insert_with(made).clone()
+    }
+
+    /// Takes the port of a node down or up, for all its directions.
+    pub(crate) fn set_port(&self, node: NodeId, is_up: bool) {
+        let mut table = self.lock();
+        if is_up {
+            table.down.remove(&node);
+        } else {
+            table.down.insert(node);
+        }
+        for ((from, to), direction) in &table.all {
+            direction.lock().is_port_down = table.down.contains(from) || table.down.contains(to);
+        }
+    }
+
+    /// A direction that somebody has used or changed.
+    pub(crate) fn find(&self, from: NodeId, to: NodeId) -> Option<Direction> {
+        self.lock().all.get(&(from, to)).cloned()
+    }
+
+    /// Ends of all directions that somebody has used or changed, in their order.
+    pub(crate) fn ends(&self) -> Vec<(NodeId, NodeId)> {
+        let mut ends: Vec<_> = self.lock().all.keys().copied().collect();
+        ends.sort_unstable();
+        ends
+    }
+
+    /// Seeds the generators of all directions anew.
+    pub(crate) fn seed(&self, seed: u64) {
+        let mut table = self.lock();
+        table.seed = seed;
+        for (&(from, to), direction) in &table.all {
+            direction.lock().random = generator(seed, from, to);
+        }
+    }
+}

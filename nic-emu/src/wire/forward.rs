@@ -1,0 +1,344 @@
+//! The switch between the nodes' interfaces: where a frame goes, what its link does to it, when it arrives.
+//!
+//! Place: the wire's thread hands in frames and the time, and writes what comes out; no file, clock or thread inside.
+//! Invariants: a frame crosses the direction from its sender's node to its receiver's, with the model that RDMA packets between the two
+//! meet; a broadcast crosses one direction per receiver. Order is kept but for frames that reordering holds back. A corrupted frame is
+//! dropped on arrival, as the check sequence of Ethernet would have it. Frames on their way hold a bounded amount of memory.
+//! Source: IEEE 802.1D forwarding, by name; links are ours (docs/cluster.md). Leaves out: VLANs, spanning trees: there is one switch.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use ring_proto::ids::NodeId;
+
+use super::macs::{Mac, Macs};
+use crate::device::{Circumstances, Direction, LinkTable, Passage};
+
+/// Bytes of frames on their way, at most.
+const FLYING_LIMIT: usize = 256 << 20;
+/// Longest time a frame waits for a wire with a limited bandwidth, for links whose latency is short.
+const QUEUE_NS: u64 = 100_000_000;
+/// Length of an Ethernet header.
+const HEADER: usize = 14;
+
+/// A frame on its way. Orders by arrival, then by departure.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Flight {
+    at_ns: u64,
+    number: u64,
+    from: usize,
+    to: usize,
+    frame: Vec<u8>,
+}
+
+/// The switch.
+#[derive(Debug)]
+pub(crate) struct Forwarder {
+    ports: usize,
+    macs: Macs,
+    table: LinkTable,
+    /// Directions met so far: from a port to a port.
+    directions: Vec<Option<Direction>>,
+    flights: BinaryHeap<Reverse<Flight>>,
+    flown: u64,
+    flying_bytes: usize,
+}
+
+impl Forwarder {
+    /// A switch whose port k belongs to node k.
+    pub(crate) fn new(macs: Vec<Mac>, table: LinkTable) -> Self {
+        let ports = macs.len();
+        Self {
+            ports,
+            macs: Macs::new(macs),
+            table,
+            directions: vec![None; ports * ports],
+            flights: BinaryHeap::new(),
+            flown: 0,
+            flying_bytes: 0,
+        }
+    }
+
+    /// A frame leaves a node; `deliver` gets what arrives by now, with its port.
+    pub(crate) fn receive(
+        &mut self,
+        now_ns: u64,
+        from: usize,
+        frame: &[u8],
+        deliver: &mut impl FnMut(usize, &[u8]),
+    ) {
+        // What is due was sent before this one.
+        self.arrive(now_ns, deliver);
+        let Some((destination, rest)) = frame.split_first_chunk::<6>() else {
+            return;
+        };
+        let Some(source) = rest.first_chunk::<6>().filter(|_| frame.len() >= HEADER) else {
+            return;
+        };
+        self.macs.learn(*source, from);
+        match self.macs.find(*destination) {
+            Some(to) if to == from => {}
+            Some(to) => self.cross(now_ns, (from, to), frame, deliver),
+            None => {
+                for to in (0..self.ports).filter(|&to| to != from) {
+                    self.cross(now_ns, (from, to), frame, deliver);
+                }
+            }
+        }
+    }
+
+    /// Hands out every frame whose time has come.
+    pub(crate) fn arrive(&mut self, now_ns: u64, deliver: &mut impl FnMut(usize, &[u8])) {
+        while self.next_ns().is_some_and(|at| at <= now_ns) {
+            let Some(Reverse(flight)) = self.flights.pop() else {
+                return;
+            };
+            self.flying_bytes -= flight.frame.len();
+            let direction = self.direction(flight.from, flight.to);
+            direction.lock().counters.delivered += 1;
+            deliver(flight.to, &flight.frame);
+        }
+    }
+
+    /// When the next frame arrives.
+    pub(crate) fn next_ns(&self) -> Option<u64> {
+        self.flights.peek().map(|Reverse(flight)| flight.at_ns)
+    }
+
+    fn cross(
+        &mut self,
+        now_ns: u64,
+        (from, to): (usize, usize),
+        frame: &[u8],
+        deliver: &mut impl FnMut(usize, &[u8]),
+    ) {
+        let has_room = self.flying_bytes < FLYING_LIMIT;
+        let direction = self.direction(from, to);
+        let mut model = direction.lock();
+        let latency_ns = model.parameters.latency_ns;
+        let met = Circumstances {
+            queue_ns: Some(QUEUE_NS.max(latency_ns.saturating_mul(4))),
+            ..Circumstances::default()
+        };
+        let passage = model.admit(now_ns, frame.len(), met);
+        let Passage::Arrives {
+            at_ns,
+            is_doubled,
+            flip,
+        } = passage
+        else {
+            return;
+        };
+        let copies = 1 + u64::from(is_doubled);
+        if flip.is_some() {
+            model.counters.delivered += copies;
+            model.counters.corrupted += copies;
+            return;
+        }
+        if at_ns <= now_ns {
+            model.counters.delivered += copies;
+            drop(model);
+            for _ in 0..copies {
+                deliver(to, frame);
+            }
+            return;
+        }
+        if !has_room {
+            model.counters.lost += 1;
+            return;
+        }
+        drop(model);
+        for _ in 0..copies {
+            self.flown += 1;
+            self.flying_bytes += frame.len();
+            self.flights.push(Reverse(Flight {
+                at_ns,
+                number: self.flown,
+                from,
+                to,
+                frame: frame.to_vec(),
+            }));
+        }
+    }
+
+    fn direction(&mut self, from: usize, to: usize) -> Direction {
+        let table = &self.table;
+        let made = || table.direction(node(from), node(to));
+        self.directions[from * self.ports + to]
+            .get_or_insert_with(made)
+            .clone()
+    }
+}
+
+fn node(port: usize) -> NodeId {
+    NodeId(u16::try_from(port).expect("a cluster has fewer than 65536 nodes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::macs::mac_of;
+    use super::*;
+    use crate::device::LinkParameters;
+
+    struct World {
+        forwarder: Forwarder,
+        table: LinkTable,
+        arrived: Vec<(usize, Vec<u8>)>,
+    }
+
+    impl World {
+        fn new(nodes: u16) -> Self {
+            let table = LinkTable::default();
+            Self {
+                forwarder: Forwarder::new((0..nodes).map(mac_of).collect(), table.clone()),
+                table,
+                arrived: Vec::new(),
+            }
+        }
+
+        fn set(&self, from: u16, to: u16, parameters: LinkParameters) {
+            let direction = self.table.direction(NodeId(from), NodeId(to));
+            direction.lock().parameters = parameters;
+        }
+
+        fn send(&mut self, now_ns: u64, from: usize, frame: &[u8]) {
+            let arrived = &mut self.arrived;
+            let mut deliver = |to, frame: &[u8]| arrived.push((to, frame.to_vec()));
+            self.forwarder.receive(now_ns, from, frame, &mut deliver);
+        }
+
+        fn wait(&mut self, now_ns: u64) {
+            let arrived = &mut self.arrived;
+            let mut deliver = |to, frame: &[u8]| arrived.push((to, frame.to_vec()));
+            self.forwarder.arrive(now_ns, &mut deliver);
+        }
+
+        fn ports(&self) -> Vec<usize> {
+            self.arrived.iter().map(|&(to, _)| to).collect()
+        }
+    }
+
+    fn frame(to: [u8; 6], from: [u8; 6], body: &[u8]) -> Vec<u8> {
+        [&to[..], &from, &[8, 0], body].concat()
+    }
+
+    #[test]
+    fn frames_go_to_their_port_and_broadcasts_to_all_others() {
+        let mut world = World::new(3);
+        world.send(0, 0, &frame(mac_of(2), mac_of(0), b"to c"));
+        assert_eq!(world.ports(), [2]);
+        world.send(0, 1, &frame([0xff; 6], mac_of(1), b"to all"));
+        assert_eq!(world.ports(), [2, 0, 2]);
+        world.send(0, 1, &frame(mac_of(1), mac_of(1), b"to myself"));
+        world.send(0, 1, b"too short");
+        world.send(0, 1, b"");
+        assert_eq!(world.arrived.len(), 3);
+    }
+
+    #[test]
+    fn latency_and_bandwidth_are_those_of_the_direction() {
+        let mut world = World::new(2);
+        let slow = LinkParameters {
+            latency_ns: 5_000,
+            bandwidth_bps: 8_000_000_000,
+            ..LinkParameters::default()
+        };
+        world.set(0, 1, slow);
+        // 100 bytes take 100 ns on the wire.
+        let bytes = frame(mac_of(1), mac_of(0), &[7; 86]);
+        world.send(0, 0, &bytes);
+        world.send(0, 0, &bytes);
+        assert_eq!(world.forwarder.next_ns(), Some(5_100));
+        world.wait(5_099);
+        assert!(world.arrived.is_empty());
+        world.wait(5_100);
+        assert_eq!(world.arrived, [(1, bytes.clone())]);
+        world.wait(5_200);
+        assert_eq!(world.arrived.len(), 2);
+        assert_eq!(world.forwarder.next_ns(), None);
+        // The way back is perfect.
+        world.send(6_000, 1, &frame(mac_of(0), mac_of(1), b"back"));
+        assert_eq!(world.ports(), [1, 1, 0]);
+    }
+
+    #[test]
+    fn a_mended_link_does_not_let_late_frames_overtake() {
+        let mut world = World::new(2);
+        let slow = LinkParameters {
+            latency_ns: 1_000,
+            ..LinkParameters::default()
+        };
+        world.set(0, 1, slow);
+        world.send(0, 0, &frame(mac_of(1), mac_of(0), b"first"));
+        world.set(0, 1, LinkParameters::default());
+        world.send(10, 0, &frame(mac_of(1), mac_of(0), b"second"));
+        world.send(2_000, 0, &frame(mac_of(1), mac_of(0), b"third"));
+        let bodies: Vec<_> = world
+            .arrived
+            .iter()
+            .map(|(_, frame)| &frame[14..])
+            .collect();
+        assert_eq!(bodies, [&b"first"[..], b"second", b"third"]);
+    }
+
+    #[test]
+    fn cuts_losses_and_corruption_never_reach_the_other_node() {
+        let mut world = World::new(2);
+        let hello = frame(mac_of(1), mac_of(0), b"hello");
+        let million = 1_000_000;
+        let kinds = [
+            LinkParameters {
+                up: false,
+                ..LinkParameters::default()
+            },
+            LinkParameters {
+                loss_ppm: million,
+                ..LinkParameters::default()
+            },
+            LinkParameters {
+                corrupt_ppm: million,
+                ..LinkParameters::default()
+            },
+        ];
+        for parameters in kinds {
+            world.set(0, 1, parameters);
+            world.send(0, 0, &hello);
+        }
+        world.set(0, 1, LinkParameters::default());
+        world.table.set_port(NodeId(1), false);
+        world.send(0, 0, &hello);
+        assert!(world.arrived.is_empty());
+        world.table.set_port(NodeId(1), true);
+        world.send(0, 0, &hello);
+        assert_eq!(world.arrived.len(), 1);
+        let counters = world.table.direction(NodeId(0), NodeId(1)).lock().counters;
+        assert_eq!((counters.sent, counters.lost), (5, 3));
+        assert_eq!((counters.delivered, counters.corrupted), (2, 1));
+    }
+
+    #[test]
+    fn a_queue_that_is_full_drops_and_twins_arrive_twice() {
+        let mut world = World::new(2);
+        let hello = frame(mac_of(1), mac_of(0), &[1; 86]);
+        let crawling = LinkParameters {
+            bandwidth_bps: 8_000,
+            ..LinkParameters::default()
+        };
+        world.set(0, 1, crawling);
+        // The first takes the wire for 100 ms, the second the queue for as long; a third would wait longer.
+        for _ in 0..3 {
+            world.send(0, 0, &hello);
+        }
+        world.wait(u64::MAX);
+        assert_eq!(world.arrived.len(), 2);
+        let counters = world.table.direction(NodeId(0), NodeId(1)).lock().counters;
+        assert_eq!((counters.delivered, counters.lost), (2, 1));
+        let twins = LinkParameters {
+            duplicate_ppm: 1_000_000,
+            ..LinkParameters::default()
+        };
+        world.set(1, 0, twins);
+        world.send(0, 1, &frame(mac_of(0), mac_of(1), b"twice"));
+        assert_eq!(world.arrived.len(), 4);
+    }
+}
