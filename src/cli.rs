@@ -18,7 +18,8 @@ mod bench;
 mod stat;
 
 pub(crate) use bench::{
-    BenchCompare, BenchEffort, BenchOutput, BenchRdma, BenchRing, Benchmark, Placement, RingMetric,
+    BenchCompare, BenchEffort, BenchOutput, BenchRdma, BenchRing, BenchSocket, Benchmark,
+    Placement, RingMetric, SocketMetric, SocketPattern, SocketRoad,
 };
 pub(crate) use stat::Stat;
 
@@ -69,7 +70,7 @@ pub(crate) enum Command {
     Ss(Ss),
     /// Check what this machine allows, and say how to get the rest.
     Doctor(Doctor),
-    /// Measure queues, and the NIC, beside a baseline in the same run.
+    /// Measure queues, the NIC, sockets and programs beside a baseline in the same run.
     #[command(subcommand)]
     Bench(Benchmark),
     /// The process that emulates a cluster.
@@ -81,6 +82,9 @@ pub(crate) enum Command {
     /// The demo's own programs.
     #[command(name = "__program", hide = true)]
     Program(Program),
+    /// An end of `bench socket`.
+    #[command(name = "__peer", hide = true)]
+    Peer(Program),
     /// Tries to make a user namespace.
     #[command(name = "__probe-user-namespace", hide = true)]
     ProbeUserNamespace,

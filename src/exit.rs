@@ -61,12 +61,26 @@ impl Failure {
         self.code == USAGE
     }
 
+    /// Whether the user ended the command.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.code == INTERRUPTED
+    }
+
     /// Prints the failure on standard error and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         if let Some(error) = &self.error {
             diagnostic(format_args!("{error:#}"));
         }
         ExitCode::from(self.code)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.error {
+            Some(error) => write!(f, "{error:#}"),
+            None => write!(f, "ended with code {}", self.code),
+        }
     }
 }
 

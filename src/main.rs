@@ -28,9 +28,11 @@ mod netns;
 mod objects;
 mod output;
 mod paths;
+mod peer;
 mod run;
 mod signals;
 mod ss;
+mod stage;
 mod stat;
 mod units;
 mod up;
@@ -69,6 +71,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Emulator(arguments) => emulator::serve(&arguments),
         Command::Netns => netns::help(),
         Command::Program(program) => program_of_the_demo(program),
+        Command::Peer(program) => peer::run(&program),
         Command::ProbeUserNamespace => doctor::probe_user_namespace(),
         Command::ProbeSandbox => doctor::probe_sandbox(),
     }

@@ -9,49 +9,9 @@ mod own_ring;
 use std::path::PathBuf;
 use std::process::Command;
 
+use harness::bench::{QUICK, rows, subjects};
 use harness::{Lab, programs};
 use serde_json::Value;
-
-const QUICK: [&str; 4] = ["--seconds", "0.01", "--repetitions", "2"];
-
-/// Runs `sanlab bench …` quickly, and gives its rows.
-fn rows(lab: &Lab, arguments: &[&str]) -> Vec<Value> {
-    let all = [&["bench"], arguments, &QUICK, &["--json"]].concat();
-    let answer = lab.json(&all);
-    assert_eq!(
-        (&answer["schema"], &answer["ok"]),
-        (&1.into(), &true.into())
-    );
-    assert!(answer["machine"]["kernel"].is_string(), "{answer}");
-    let rows = answer["rows"].as_array().cloned().unwrap_or_default();
-    assert!(!rows.is_empty(), "{answer}");
-    for row in &rows {
-        let ratio = number(row, "ratio");
-        let ends = ["ratio_low", "ratio_high"].map(|name| number(row, name));
-        assert!(
-            ends[0] <= ratio && ratio <= ends[1] && ends[0] > 0.0,
-            "{row}"
-        );
-        assert!(number(row, "subject_value") > 0.0, "{row}");
-        assert!(number(row, "baseline_value") > 0.0, "{row}");
-        assert_eq!(row["samples"], 2);
-        let is_latency = row["metric"] == "latency";
-        for percentile in ["p50", "p99", "p999", "max"] {
-            assert_eq!(row[percentile].is_u64(), is_latency, "{row}");
-        }
-    }
-    rows
-}
-
-fn number(row: &Value, name: &str) -> f64 {
-    row[name].as_f64().unwrap_or(f64::NAN)
-}
-
-fn subjects(rows: &[Value]) -> Vec<&str> {
-    rows.iter()
-        .map(|row| row["subject"].as_str().unwrap_or_default())
-        .collect()
-}
 
 #[test]
 fn every_queue_is_measured_between_threads() {

@@ -1,6 +1,6 @@
 //! Two subjects in turn, pair by pair, on the same machine at the same time.
 //!
-//! Place: [`super::ring`] and [`super::rdma`] hand in what they measure. Invariants: which of the two begins changes from pair to pair;
+//! Place: [`super::ring`], [`super::rdma`] and the command's sockets and programs hand in what they measure. Invariants: which of the two begins changes from pair to pair;
 //! runs that show how fast a subject is warm it up and are not counted.
 
 use std::time::Instant;
@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::BenchError;
 use super::report::{Direction, Row, Sample};
 
-/// Operations of the first run, which shows how fast a subject is.
+/// Operations of the first run of most subjects.
 const PROBE: u64 = 64;
 
 /// Something that can be measured.
@@ -21,6 +21,11 @@ pub trait Subject {
     /// # Errors
     /// Whatever keeps a figure from being right.
     fn run(&mut self, count: u64) -> Result<Sample, BenchError>;
+
+    /// Operations of the first run, which shows how fast it is.
+    fn first(&self) -> u64 {
+        PROBE
+    }
 }
 
 /// How often, and how long.
@@ -52,6 +57,20 @@ pub fn alternate(
     baseline: &mut dyn Subject,
     effort: Effort,
 ) -> Result<Row, BenchError> {
+    let pairs = pairs(subject, baseline, effort)?;
+    let names = (subject.name(), baseline.name());
+    Row::of_pairs(name, names, direction, &pairs).ok_or(BenchError::NoRuns)
+}
+
+/// Pairs of runs, the subject's first, whichever of them began.
+///
+/// # Errors
+/// Those of the runs.
+pub fn pairs(
+    subject: &mut dyn Subject,
+    baseline: &mut dyn Subject,
+    effort: Effort,
+) -> Result<Vec<(Sample, Sample)>, BenchError> {
     let lengths = [
         probe(subject, effort.seconds)?,
         probe(baseline, effort.seconds)?,
@@ -66,13 +85,15 @@ pub fn alternate(
             pairs.push((subject.run(lengths[0])?, first));
         }
     }
-    let names = (subject.name(), baseline.name());
-    Row::of_pairs(name, names, direction, &pairs).ok_or(BenchError::NoRuns)
+    Ok(pairs)
 }
 
 /// Operations that a run needs to last so long.
-fn probe(subject: &mut dyn Subject, seconds: f64) -> Result<u64, BenchError> {
-    let mut count = PROBE;
+///
+/// # Errors
+/// Those of the runs.
+pub fn probe(subject: &mut dyn Subject, seconds: f64) -> Result<u64, BenchError> {
+    let mut count = subject.first().max(1);
     loop {
         let begin = Instant::now();
         subject.run(count)?;

@@ -83,14 +83,22 @@ impl Control {
 
 /// A wait that yields, and ends when nothing moves.
 #[derive(Debug)]
-pub(crate) struct Idle {
+pub struct Idle {
     looks: u32,
     yields: u32,
     since: Option<Instant>,
 }
 
+impl Default for Idle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Idle {
-    pub(crate) const fn new() -> Self {
+    /// Nothing was waited for yet.
+    #[must_use]
+    pub const fn new() -> Self {
         Self {
             looks: 0,
             yields: 0,
@@ -100,13 +108,13 @@ impl Idle {
 
     /// Something moved.
     #[inline]
-    pub(crate) fn moved(&mut self) {
+    pub fn moved(&mut self) {
         *self = Self::new();
     }
 
     /// Nothing moved; false when that has been so for too long.
     #[inline]
-    pub(crate) fn wait(&mut self) -> bool {
+    pub fn wait(&mut self) -> bool {
         self.looks += 1;
         self.looks < LOOKS || self.give_way()
     }

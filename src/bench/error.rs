@@ -74,6 +74,12 @@ pub enum BenchError {
     /// The NIC refused or failed something.
     #[error("the NIC: {0}")]
     Nic(String),
+    /// A program that takes part did not do its work.
+    #[error("{0}")]
+    Program(String),
+    /// The user wants to stop.
+    #[error("interrupted")]
+    Interrupted,
     /// A saved result that cannot be used.
     #[error("{}: {problem}", path.display())]
     Saved {

@@ -25,6 +25,8 @@ pub struct Machine {
     pub hypervisor: bool,
     /// Kernel.
     pub kernel: Option<String>,
+    /// Whether this program is built without optimisation.
+    pub debug_build: bool,
     /// Programs that wanted to run, on average over the last minute.
     pub load: Option<f64>,
 }
@@ -60,6 +62,7 @@ impl Machine {
             hypervisor: field("flags")
                 .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hypervisor")),
             kernel: line("/proc/sys/kernel/osrelease"),
+            debug_build: cfg!(debug_assertions),
             load: line("/proc/loadavg").and_then(|text| text.split(' ').next()?.parse().ok()),
         }
     }
@@ -84,6 +87,12 @@ impl Machine {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        if self.debug_build {
+            warnings.push(
+                "built without optimisation: no figure says anything; build with --release"
+                    .to_owned(),
+            );
+        }
         if self.cpus < 2 {
             warnings.push("one processor: both sides share it, whatever --place says".to_owned());
         }
@@ -140,9 +149,10 @@ mod tests {
             load: Some(7.0),
             smt_siblings: Some("0-1".into()),
             governor: Some("powersave".into()),
+            debug_build: true,
             ..quiet
         };
-        assert_eq!(loud.to_text().lines().count(), 6);
+        assert_eq!(loud.to_text().lines().count(), 7);
     }
 
     #[test]

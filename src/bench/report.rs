@@ -16,6 +16,7 @@ use super::stats::{Tail, histogram, median};
 pub struct Sample {
     value: f64,
     trips: Option<Histogram<u64>>,
+    cost: Option<f64>,
 }
 
 impl Sample {
@@ -26,6 +27,17 @@ impl Sample {
         Self {
             value: count as f64 / time.as_secs_f64().max(1e-9),
             trips: None,
+            cost: None,
+        }
+    }
+
+    /// A rate that somebody else has taken.
+    #[must_use]
+    pub const fn given(rate: f64) -> Self {
+        Self {
+            value: rate,
+            trips: None,
+            cost: None,
         }
     }
 
@@ -36,7 +48,21 @@ impl Sample {
         Self {
             value: trips.value_at_quantile(0.5) as f64,
             trips: Some(trips),
+            cost: None,
         }
+    }
+
+    /// What the run cost besides, in the unit of [`Row::of_costs`].
+    #[must_use]
+    pub const fn costing(mut self, cost: f64) -> Self {
+        self.cost = Some(cost);
+        self
+    }
+
+    /// The figure of the run.
+    #[must_use]
+    pub const fn value(&self) -> f64 {
+        self.value
     }
 }
 
@@ -47,6 +73,8 @@ pub enum Direction {
     MoreIsBetter(&'static str),
     /// A latency, in this unit.
     LessIsBetter(&'static str),
+    /// Processor time of everybody who took part, in this unit.
+    Cost(&'static str),
 }
 
 /// Subject beside baseline.
@@ -58,7 +86,7 @@ pub struct Row {
     pub subject: String,
     /// Beside what.
     pub baseline: String,
-    /// `rate` or `latency`.
+    /// `rate`, `latency` or `cost`.
     pub metric: &'static str,
     /// Unit of the values.
     pub unit: &'static str,
@@ -78,6 +106,10 @@ pub struct Row {
     pub tail: Option<Tail>,
     /// The baseline's.
     pub baseline_tail: Option<Tail>,
+    /// Whether round trips were begun at times fixed before, and count from these.
+    pub is_open_loop: bool,
+    /// What else there is to know.
+    pub note: Option<String>,
     /// Histograms behind the tails: subject, baseline.
     pub(crate) histograms: Option<[Histogram<u64>; 2]>,
     /// Ratio of each pair, in order.
@@ -86,7 +118,8 @@ pub struct Row {
 
 impl Row {
     /// A row of pairs of runs, subject first; `None` without pairs.
-    pub(crate) fn of_pairs(
+    #[must_use]
+    pub fn of_pairs(
         name: String,
         (subject, baseline): (String, String),
         direction: Direction,
@@ -98,6 +131,7 @@ impl Row {
         let (metric, unit) = match direction {
             Direction::MoreIsBetter(unit) => ("rate", unit),
             Direction::LessIsBetter(unit) => ("latency", unit),
+            Direction::Cost(unit) => ("cost", unit),
         };
         let merged = |of: fn(&(Sample, Sample)) -> &Sample| {
             let mut all = histogram();
@@ -121,15 +155,38 @@ impl Row {
             samples: pairs.len(),
             tail: histograms.as_ref().map(|(subject, _)| Tail::of(subject)),
             baseline_tail: histograms.as_ref().map(|(_, baseline)| Tail::of(baseline)),
+            is_open_loop: false,
+            note: None,
             histograms: histograms.map(|(subject, baseline)| [subject, baseline]),
             ratios,
         })
+    }
+
+    /// A row of what the runs cost; `None` where one did not say.
+    #[must_use]
+    pub fn of_costs(
+        name: String,
+        names: (String, String),
+        unit: &'static str,
+        pairs: &[(Sample, Sample)],
+    ) -> Option<Self> {
+        let costs: Option<Vec<_>> = pairs
+            .iter()
+            .map(|(subject, baseline)| {
+                Some((Sample::given(subject.cost?), Sample::given(baseline.cost?)))
+            })
+            .collect();
+        Self::of_pairs(name, names, Direction::Cost(unit), &costs?)
     }
 
     /// The row as the command-line contract has it.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let of = |get: fn(&Tail) -> u64| self.tail.as_ref().map(get);
+        let beside = |get: fn(&Tail) -> u64| self.baseline_tail.as_ref().map(get);
+        let looped = self
+            .tail
+            .map(|_| if self.is_open_loop { "open" } else { "closed" });
         json!({
             "name": self.name,
             "subject": self.subject,
@@ -146,6 +203,12 @@ impl Row {
             "p99": of(|tail| tail.p99),
             "p999": of(|tail| tail.p999),
             "max": of(|tail| tail.max),
+            "baseline_p50": beside(|tail| tail.p50),
+            "baseline_p99": beside(|tail| tail.p99),
+            "baseline_p999": beside(|tail| tail.p999),
+            "baseline_max": beside(|tail| tail.max),
+            "loop": looped,
+            "note": self.note,
         })
     }
 }
@@ -174,7 +237,7 @@ impl Report {
     /// Comma-separated values, with a line of names.
     #[must_use]
     pub fn to_csv(&self) -> String {
-        const NAMES: [&str; 15] = [
+        const NAMES: [&str; 21] = [
             "name",
             "subject",
             "baseline",
@@ -190,6 +253,12 @@ impl Report {
             "p99",
             "p999",
             "max",
+            "baseline_p50",
+            "baseline_p99",
+            "baseline_p999",
+            "baseline_max",
+            "loop",
+            "note",
         ];
         let mut text = NAMES.join(",");
         text.push('\n');
@@ -242,6 +311,18 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_cost_is_a_row_only_if_every_run_has_one() {
+        let sample = |cost| Sample::given(1.0).costing(cost);
+        let names = || ("x".to_owned(), "y".to_owned());
+        let pairs = [(sample(2.0), sample(4.0)), (sample(3.0), sample(6.0))];
+        let row = Row::of_costs("CPU".into(), names(), "s/GB", &pairs).unwrap();
+        assert_eq!((row.metric, row.unit), ("cost", "s/GB"));
+        assert!((row.ratio - 0.5).abs() < 1e-9 && (row.subject_value - 2.5).abs() < 1e-9);
+        let pairs = [(sample(2.0), Sample::given(1.0))];
+        assert_eq!(Row::of_costs("CPU".into(), names(), "s/GB", &pairs), None);
+    }
+
+    #[test]
     fn a_rate_has_no_percentiles_and_a_cell_with_commas_has_quotes() {
         let sample = |count| Sample::rate(count, Duration::from_secs(1));
         let direction = Direction::MoreIsBetter("elements/s");
@@ -262,7 +343,7 @@ pub(crate) mod tests {
         let line = csv.lines().nth(1).unwrap();
         assert_eq!(
             line,
-            "\"a, \"\"b\"\"\",x,y,rate,elements/s,30.0,10.0,3.0,3.0,3.0,1,,,,"
+            "\"a, \"\"b\"\"\",x,y,rate,elements/s,30.0,10.0,3.0,3.0,3.0,1,,,,,,,,,,"
         );
     }
 }

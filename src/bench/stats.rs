@@ -56,7 +56,8 @@ fn tail(len: usize) -> usize {
 }
 
 /// An empty histogram of nanoseconds: 1 ns to a minute with three digits.
-pub(crate) fn histogram() -> Histogram<u64> {
+#[must_use]
+pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("sound bounds")
 }
 

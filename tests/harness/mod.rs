@@ -12,6 +12,7 @@
     reason = "each test file uses another part of the harness, which fails by panicking and tells why on standard error"
 )]
 
+pub(crate) mod bench;
 pub(crate) mod cluster;
 pub(crate) mod content;
 pub(crate) mod kernel;

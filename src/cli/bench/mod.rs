@@ -8,12 +8,18 @@ use clap::{Args, Subcommand, ValueEnum};
 use sanlab::bench::alternate::Effort;
 use sanlab::bench::{Between, rdma, ring};
 
+mod socket;
+
+pub(crate) use socket::{BenchSocket, SocketMetric, SocketPattern, SocketRoad};
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Benchmark {
     /// Measure queues between two threads or processes, yours too.
     Ring(BenchRing),
     /// Measure the NIC: latency, bandwidth or rate of an operation.
     Rdma(BenchRdma),
+    /// Measure sockets over the SAN: latency, bandwidth, messages or connections per second.
+    Socket(BenchSocket),
     /// Tell what changed between two saved results.
     Compare(BenchCompare),
 }
@@ -127,11 +133,11 @@ pub(crate) struct BenchEffort {
     /// Where the two sides run.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) place: Placement,
-    /// Processors of the two sides, in place of --place: the measuring one, the other one.
+    /// Processors of the two sides, in place of --place: the measuring one, the other one; of sockets also that of the NIC.
     #[arg(
         long,
         value_delimiter = ',',
-        value_name = "A,B",
+        value_name = "A,B[,C]",
         conflicts_with = "place"
     )]
     pub(crate) cpus: Vec<usize>,
@@ -204,6 +210,8 @@ pub(crate) enum Placement {
     SameCore,
     /// Each on a processor of its own.
     Split,
+    /// Sockets only: each side where it does best, which is tried out before.
+    Best,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

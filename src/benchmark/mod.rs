@@ -4,6 +4,10 @@
 //! Invariants: a report is printed whole or not at all; a comparison that fails its limit ends with code 1. Says on a terminal what is
 //! under way.
 
+mod processes;
+mod show;
+mod socket;
+
 use std::fs;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -26,6 +30,7 @@ pub(crate) fn bench(command: &Benchmark) -> Result<(), Failure> {
     match command {
         Benchmark::Ring(arguments) => rings(arguments),
         Benchmark::Rdma(arguments) => verbs(arguments),
+        Benchmark::Socket(arguments) => sockets(arguments),
         Benchmark::Compare(arguments) => compare(arguments),
     }
 }
@@ -138,6 +143,13 @@ fn verbs(arguments: &cli::BenchRdma) -> Result<(), Failure> {
     finish(Report { machine, rows }, &arguments.output)
 }
 
+fn sockets(arguments: &cli::BenchSocket) -> Result<(), Failure> {
+    // Before anything of ours adds to the load.
+    let machine = Machine::look();
+    let rows = socket::rows(arguments)?;
+    finish(Report { machine, rows }, &arguments.output)
+}
+
 /// Where the sides run, as `--place` and `--cpus` say.
 fn placed(effort: &cli::BenchEffort) -> Result<Place, Failure> {
     let allowed = sanlab::bench::pair::allowed().map_err(failed)?;
@@ -158,6 +170,9 @@ fn placed(effort: &cli::BenchEffort) -> Result<Place, Failure> {
             near: allowed.first().copied(),
             far: allowed.get(1).copied(),
         },
+        ([], cli::Placement::Best) => {
+            return Err(Failure::usage("--place best is for sockets"));
+        }
         _ => return Err(Failure::usage("--cpus takes two processors, as in 0,1")),
     };
     if let Some(cpu) = [place.near, place.far]
@@ -196,73 +211,13 @@ fn finish(report: Report, to: &BenchOutput) -> Result<(), Failure> {
     output::answer(&format!(
         "{}\n{}",
         report.machine.to_text(),
-        table(&report.rows)
+        show::rows(&report.rows)
     ))
 }
 
 fn write(path: &PathBuf, text: &str) -> Result<(), Failure> {
     fs::write(path, text)
         .map_err(|error| Failure::new(exit::FAILED, format_args!("{}: {error}", path.display())))
-}
-
-fn table(rows: &[Row]) -> String {
-    let mut text = String::new();
-    let mut names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
-    names.dedup();
-    for name in names {
-        let mut table = Table::new(&[
-            "SUBJECT", ">MEDIAN", ">P50", ">P99", ">P99.9", ">MAX", "BASELINE", ">MEDIAN",
-            ">RATIO", "INTERVAL",
-        ]);
-        for row in rows.iter().filter(|row| row.name == name) {
-            let tail = |of: fn(&sanlab::bench::stats::Tail) -> u64| {
-                let value = row.tail.as_ref().map(of);
-                value.map_or("-".to_owned(), |ns| output::time(output::as_f64(ns)))
-            };
-            table.row([
-                row.subject.clone(),
-                value(row.subject_value, row.unit),
-                tail(|tail| tail.p50),
-                tail(|tail| tail.p99),
-                tail(|tail| tail.p999),
-                tail(|tail| tail.max),
-                row.baseline.clone(),
-                value(row.baseline_value, row.unit),
-                format!("{:.3}", row.ratio),
-                format!(
-                    "{:.3}..{:.3} of {} pairs",
-                    row.ratio_low, row.ratio_high, row.samples
-                ),
-            ]);
-        }
-        text.push_str(&format!("{name}\n{}", table.render("  ")));
-        if rows
-            .iter()
-            .any(|row| row.name == name && row.tail.is_some())
-        {
-            text.push_str("  closed loop: one at a time, so a pause is one long round trip\n");
-        }
-        text.push('\n');
-    }
-    text
-}
-
-/// A value with a unit that people read.
-fn value(value: f64, unit: &str) -> String {
-    match unit {
-        "ns" => output::time(value),
-        "B/s" => output::rate(value),
-        _ => {
-            let scaled = [(1e9, "G"), (1e6, "M"), (1e3, "k")].into_iter();
-            let scaled = scaled
-                .filter(|(limit, _)| value >= *limit)
-                .map(|(limit, prefix)| format!("{:.2} {prefix}/s", value / limit));
-            scaled
-                .take(1)
-                .next()
-                .unwrap_or_else(|| format!("{value:.0} /s"))
-        }
-    }
 }
 
 fn compare(arguments: &cli::BenchCompare) -> Result<(), Failure> {
@@ -323,6 +278,7 @@ fn failed(error: BenchError) -> Failure {
         | BenchError::Batch { .. }
         | BenchError::OneProcess(_)
         | BenchError::Foreign { .. } => Failure::usage(error),
+        BenchError::Interrupted => Failure::silent(exit::INTERRUPTED),
         other => Failure::new(exit::FAILED, other),
     }
 }
