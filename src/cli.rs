@@ -9,13 +9,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use nic_emu::device::PauseOn;
-use nic_emu::server::{Loopback, Sandbox};
+use nic_emu::server::Loopback;
 
 use crate::units;
 
 mod bench;
 mod stat;
+mod up;
 
 pub(crate) use bench::{
     BenchCompare, BenchEffort, BenchOutput, BenchRdma, BenchRing, BenchSocket, Benchmark,
@@ -32,6 +32,10 @@ const OVERVIEW: &str = "Example, in two terminals:
 Clusters live in a run directory of your own: $SANLAB_RUN_DIR, else
 $XDG_RUNTIME_DIR/sanlab, else /tmp/sanlab-UID.";
 
+pub(crate) use up::{
+    Down, EmulatorOptions, Keeper, Logs, Node, NodeCommand, NodeLs, NodeProgram, Up,
+};
+
 /// A system-area network on one Linux machine: emulated SAN NICs that carry unmodified socket programs.
 #[derive(Debug, Parser)]
 #[command(name = "sanlab", version, after_help = OVERVIEW, disable_help_subcommand = true)]
@@ -46,9 +50,13 @@ pub(crate) enum Command {
     Demo(Demo),
     /// Start a cluster: the one in FILE, else the built-in one with nodes a, b and c.
     Up(Up),
+    /// Show what the programs of a cluster file said, and what became of them.
+    Logs(Logs),
+    /// List the programs of a cluster file; kill, freeze, power off and restart nodes.
+    Node(Node),
     /// Check a cluster file, and start nothing.
     Check(Check),
-    /// End a cluster: its emulator, its sockets and its files.
+    /// End a cluster: its programs, its emulator, its sockets and its files.
     Down(Down),
     /// List the running clusters.
     Ls(Ls),
@@ -79,6 +87,12 @@ pub(crate) enum Command {
     /// Makes the namespaces of a cluster's nodes.
     #[command(name = "__netns", hide = true)]
     Netns,
+    /// The process that stays with a cluster and its programs.
+    #[command(name = "__keeper", hide = true)]
+    Keeper(Keeper),
+    /// Becomes a program of a node.
+    #[command(name = "__node-program", hide = true)]
+    NodeProgram(NodeProgram),
     /// The demo's own programs.
     #[command(name = "__program", hide = true)]
     Program(Program),
@@ -110,49 +124,6 @@ pub(crate) struct Demo {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  sanlab up                         until Ctrl-C or `sanlab down`
-  sanlab up --detach                returns when every node accepts
-  sanlab up lab.toml --name lab2
-
-A cluster file:
-  [cluster]
-  name = \"lab\"
-  [[node]]
-  name = \"a\"
-  addresses = [\"127.77.0.1/24\"]
-  [[node]]
-  name = \"b\"                        # no addresses: assigned at start")]
-pub(crate) struct Up {
-    /// Cluster file, TOML (or JSON when it ends in .json).
-    pub(crate) file: Option<PathBuf>,
-    /// Name of the cluster [default: the file's, else `default`].
-    #[arg(long, value_name = "NAME")]
-    pub(crate) name: Option<String>,
-    /// Return as soon as the cluster is ready and leave it running.
-    #[arg(long)]
-    pub(crate) detach: bool,
-    /// Print the configuration that would be in force, and start nothing.
-    #[arg(long)]
-    pub(crate) print_config: bool,
-    /// Whether the emulator gives up capabilities, files and system calls that it does not need; `off` to debug it.
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "on|off",
-        hide_possible_values = true
-    )]
-    pub(crate) sandbox: Sandbox,
-    /// Watch for what drivers do wrong although a NIC might let it pass; `stat` shows the findings.
-    #[arg(long)]
-    pub(crate) validate: bool,
-    /// Make the emulator stand still at a failure, a finding, or findings of one rule (`nic-emu step` and `continue` go on).
-    #[arg(long, value_name = "error|finding|RULE")]
-    pub(crate) pause_on: Option<PauseOn>,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
   sanlab check lab.toml
   sanlab check lab.toml --print-config
 
@@ -166,17 +137,6 @@ pub(crate) struct Check {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  sanlab down
-  sanlab down lab2
-
-Programs of `sanlab run` keep running; their SAN connections end with ECONNRESET.")]
-pub(crate) struct Down {
-    #[command(flatten)]
-    pub(crate) choice: Choice,
 }
 
 #[derive(Debug, Args)]
@@ -564,15 +524,11 @@ pub(crate) struct Emulator {
     /// Also remove the run directory at the end.
     #[arg(long)]
     pub(crate) own_run_directory: bool,
-    /// Whether it gives up what it does not need.
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) sandbox: Sandbox,
-    /// Watch for what drivers do wrong although a NIC might let it pass; `stat` shows the findings.
+    /// Its parent starts and ends programs, and ends the cluster.
     #[arg(long)]
-    pub(crate) validate: bool,
-    /// Make the emulator stand still at a failure, a finding, or findings of one rule (`nic-emu step` and `continue` go on).
-    #[arg(long, value_name = "error|finding|RULE")]
-    pub(crate) pause_on: Option<PauseOn>,
+    pub(crate) kept: bool,
+    #[command(flatten)]
+    pub(crate) options: EmulatorOptions,
 }
 
 /// Arguments of the demo's own programs.

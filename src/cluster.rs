@@ -48,6 +48,9 @@ pub(crate) struct Record {
     pub(crate) emulator_pid: i32,
     /// Process id of the `up` in the foreground that watches it.
     pub(crate) up_pid: Option<i32>,
+    /// Whether that process starts and ends programs.
+    #[serde(default)]
+    pub(crate) is_kept: bool,
     /// The nodes.
     pub(crate) nodes: Vec<NodeSpec>,
 }

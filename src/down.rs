@@ -7,11 +7,13 @@
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Signal, pidfd_send_signal};
+
 use crate::cli;
 use crate::cluster::{self, Cluster, Record, State};
 use crate::control;
 use crate::emulator;
-use crate::exit::{FAILED, Failure};
+use crate::exit::{FAILED, Failure, diagnostic};
 use crate::paths::RunDirectory;
 use crate::signals;
 
@@ -30,8 +32,48 @@ pub(crate) fn down(arguments: &cli::Down) -> Result<(), Failure> {
             ),
         )
     })?;
+    if record.is_kept {
+        end_programs(record, arguments.now)?;
+    }
     end(&cluster, record)?;
     wait_until_gone(&cluster, record)
+}
+
+/// Lets the keeper end the programs of the cluster file, and waits as long as they take.
+fn end_programs(record: &Record, now: bool) -> Result<(), Failure> {
+    let Some(keeper) = record
+        .up_pid
+        .filter(|&pid| is_parent(pid, record.emulator_pid))
+    else {
+        // It has been killed, and its programs with it.
+        return Ok(());
+    };
+    let Ok(process) = emulator::process_descriptor(u32::try_from(keeper).unwrap_or_default())
+    else {
+        return Ok(());
+    };
+    let signal = match now {
+        true => Signal::INT,
+        false => Signal::TERM,
+    };
+    // ESRCH: it ended by itself in between.
+    let _ = pidfd_send_signal(&process, signal);
+    if !signals::wait_readable(process.as_fd(), NOTICE_LIMIT)? {
+        diagnostic(format_args!(
+            "waiting for programs that have not ended yet; `sanlab down --now` kills them"
+        ));
+        while !signals::wait_readable(process.as_fd(), NOTICE_LIMIT)? {}
+    }
+    Ok(())
+}
+
+/// Whether a process is the parent of another one, so that its number means what it meant.
+fn is_parent(parent: i32, child: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+    let words = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace());
+    words.and_then(|mut words| words.nth(1)?.parse().ok()) == Some(parent)
 }
 
 fn end(cluster: &Cluster, record: &Record) -> Result<(), Failure> {

@@ -43,6 +43,10 @@ pub(crate) struct StartOptions {
     pub(crate) sandbox: Sandbox,
     /// What helps to find faults in drivers.
     pub(crate) debug: DebugConfig,
+    /// Its parent starts and ends programs, and ends the cluster.
+    pub(crate) is_kept: bool,
+    /// It logs into its directory although it ends with its parent.
+    pub(crate) logs_to_file: bool,
 }
 
 /// A running emulator process. Dropping it ends the process and removes its directory.
@@ -137,11 +141,17 @@ impl Emulator {
             .stdout(Stdio::piped())
             // A preloaded library of the caller has no business in the emulator.
             .env_remove("LD_PRELOAD");
-        if options.is_detached {
+        if options.is_detached || options.logs_to_file {
             let log = paths::log_file(&home.path);
             let log =
                 File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
-            command.arg("--detached").stderr(Stdio::from(log));
+            command.stderr(Stdio::from(log));
+        }
+        if options.is_detached {
+            command.arg("--detached");
+        }
+        if options.is_kept {
+            command.arg("--kept");
         }
         if options.owns_run_directory {
             command.arg("--own-run-directory");
@@ -295,6 +305,7 @@ pub(crate) fn serve(arguments: &cli::Emulator) -> Result<(), Failure> {
         let record = Record {
             emulator_pid: i32::try_from(std::process::id()).unwrap_or_default(),
             up_pid: (!arguments.detached).then_some(arguments.parent),
+            is_kept: arguments.kept,
             nodes: claim.nodes.clone(),
         };
         let config = ClusterConfig {
@@ -307,13 +318,13 @@ pub(crate) fn serve(arguments: &cli::Emulator) -> Result<(), Failure> {
             san_connect_limit_ms: plan.san_connect_limit_ms,
             loopback: plan.loopback,
             debug: DebugConfig {
-                validate: arguments.validate,
-                pause_on: arguments.pause_on,
+                validate: arguments.options.validate,
+                pause_on: arguments.options.pause_on,
                 ..DebugConfig::default()
             },
             lab: plan.lab(),
         };
-        control::serve(&config, spaces, arguments.sandbox, || {
+        control::serve(&config, spaces, arguments.options.sandbox, || {
             let announced = record
                 .write(directory)
                 .and_then(|()| match arguments.detached {

@@ -20,11 +20,14 @@ mod doctor;
 mod down;
 mod emulator;
 mod exit;
+mod keeper;
 #[path = "../examples/kv/kv.rs"]
 mod kv;
 mod lab;
+mod logs;
 mod ls;
 mod netns;
+mod node;
 mod objects;
 mod output;
 mod paths;
@@ -55,6 +58,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
     match command {
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Up(arguments) => up::up(&arguments),
+        Command::Logs(arguments) => logs::logs(&arguments),
+        Command::Node(arguments) => node::node(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Down(arguments) => down::down(&arguments),
         Command::Ls(arguments) => ls::ls(&arguments),
@@ -70,6 +75,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Bench(command) => benchmark::bench(&command),
         Command::Emulator(arguments) => emulator::serve(&arguments),
         Command::Netns => netns::help(),
+        Command::Keeper(arguments) => keeper::keep(&arguments),
+        Command::NodeProgram(arguments) => keeper::become_program(&arguments),
         Command::Program(program) => program_of_the_demo(program),
         Command::Peer(program) => peer::run(&program),
         Command::ProbeUserNamespace => doctor::probe_user_namespace(),

@@ -50,6 +50,46 @@ impl StopSignals {
         let first = all[1..].iter().position(is_ready).unwrap_or(0);
         Ok(Waited::Ready(first))
     }
+
+    /// The next stop signal that has come, which then counts as taken.
+    pub(crate) fn take(&self) -> Option<Signal> {
+        let info = self.fd.read_signal().ok().flatten()?;
+        Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()
+    }
+}
+
+impl AsFd for StopSignals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// SIGCHLD as a descriptor: readable once a child has ended.
+#[derive(Debug)]
+pub(crate) struct ChildEnds {
+    fd: SignalFd,
+}
+
+impl ChildEnds {
+    /// Blocks the signal and catches it in a descriptor. Call it before any thread is made.
+    pub(crate) fn catch() -> anyhow::Result<Self> {
+        let set: SigSet = [Signal::SIGCHLD].into_iter().collect();
+        set.thread_block().context("cannot block signals")?;
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .context("cannot make a signal descriptor")?;
+        Ok(Self { fd })
+    }
+
+    /// Takes what has come; one signal may stand for several ends.
+    pub(crate) fn drain(&self) {
+        while let Ok(Some(_)) = self.fd.read_signal() {}
+    }
+}
+
+impl AsFd for ChildEnds {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
 }
 
 /// How [`StopSignals::wait`] ended.
@@ -75,11 +115,13 @@ pub(crate) fn pause(time: Duration) {
     let _ = poll(&mut [], Some(time));
 }
 
-fn is_ready(fd: &PollFd<'_>) -> bool {
+/// Whether something has come on a descriptor that was polled.
+pub(crate) fn is_ready(fd: &PollFd<'_>) -> bool {
     fd.revents().is_some_and(|events| !events.is_empty())
 }
 
-fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> anyhow::Result<i32> {
+/// Waits until one of the descriptors is ready, at most for `timeout`; how many are.
+pub(crate) fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> anyhow::Result<i32> {
     let timeout = match timeout {
         None => PollTimeout::NONE,
         Some(time) => PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX),
@@ -101,7 +143,16 @@ pub(crate) fn unblock_all() -> anyhow::Result<()> {
 
 /// Asks the kernel to end this process with SIGTERM when `parent`, which must be its parent, ends.
 pub(crate) fn end_with_parent(parent: i32) -> anyhow::Result<()> {
-    prctl::set_pdeathsig(Signal::SIGTERM).context("cannot tie this process to its parent")?;
+    tie_to_parent(parent, Signal::SIGTERM)
+}
+
+/// Asks the kernel to kill this process, and whatever it becomes, when `parent`, which must be its parent, ends.
+pub(crate) fn die_with_parent(parent: i32) -> anyhow::Result<()> {
+    tie_to_parent(parent, Signal::SIGKILL)
+}
+
+fn tie_to_parent(parent: i32, signal: Signal) -> anyhow::Result<()> {
+    prctl::set_pdeathsig(signal).context("cannot tie this process to its parent")?;
     if unistd::getppid().as_raw() != parent {
         anyhow::bail!("the process {parent} that started this one is gone");
     }

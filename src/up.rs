@@ -1,13 +1,14 @@
 //! `sanlab up`: starts a cluster and, in the foreground, stays with it.
 //!
-//! Place: reads the plan, starts the emulator process, prints `ready`.
+//! Place: reads the plan; starts the emulator process, or a keeper when the nodes have programs; prints `ready`.
 //! Invariants: nothing is started when the configuration has a mistake; whatever way the command ends, nothing of its cluster is left,
 //! unless it was told to detach.
 //! Source: ours, the command-line contract.
 
-use std::os::fd::AsFd as _;
+mod kept;
 
-use nic_emu::server::DebugConfig;
+use std::os::fd::AsFd as _;
+use std::path::Path;
 
 use crate::cli;
 use crate::config::{self, ClusterPlan};
@@ -41,41 +42,39 @@ pub(crate) fn up(arguments: &cli::Up) -> Result<(), Failure> {
     if arguments.print_config {
         return output::answer(&plan.to_toml(name));
     }
+    if plan.has_programs() || arguments.artifacts.is_some() || arguments.exit_code_from.is_some() {
+        return kept::up(arguments, name, &plan);
+    }
+    let is_detached = arguments.detach || arguments.wait;
     let stop = StopSignals::catch()?;
     let options = StartOptions {
-        is_detached: arguments.detach,
-        owns_run_directory: false,
-        sandbox: arguments.sandbox,
-        debug: DebugConfig {
-            validate: arguments.validate,
-            pause_on: arguments.pause_on,
-            ..DebugConfig::default()
-        },
+        is_detached,
+        ..arguments.options.start_options()
     };
     let run = RunDirectory::of_user();
     let emulator = match Emulator::start(&run, name, &plan, options, &stop)? {
         Started::Ready(emulator) => emulator,
         Started::Stopped => return Ok(()),
     };
-    output::answer(&describe(name, &emulator)?)?;
-    if arguments.detach {
+    output::answer(&(describe(name, emulator.directory())? + "ready\n"))?;
+    if is_detached {
         emulator.release();
         return Ok(());
     }
     stay(name, emulator, &stop)
 }
 
-fn describe(name: &str, emulator: &Emulator) -> anyhow::Result<String> {
-    let info = control::ping(emulator.directory())?;
+fn describe(name: &str, directory: &Path) -> anyhow::Result<String> {
+    let info = control::ping(directory)?;
     let mut table = Table::new(&["NODE", "ADDRESSES"]);
     for node in &info.nodes {
         table.row([node.name.clone(), control::addresses_text(&node.addresses)]);
     }
     let first = info.nodes.first().map_or("", |node| node.name.as_str());
     Ok(format!(
-        "cluster {name}, emulator process {}, in {}\n{}run a program on it: sanlab run --cluster {name} --node {first} -- COMMAND\nready\n",
-        emulator.pid(),
-        emulator.directory().display(),
+        "cluster {name}, emulator process {}, in {}\n{}run a program on it: sanlab run --cluster {name} --node {first} -- COMMAND\n",
+        info.emulator_pid,
+        directory.display(),
         table.render("  "),
     ))
 }

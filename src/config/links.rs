@@ -8,6 +8,7 @@ use nic_emu::device::LinkChange;
 use nic_emu::server::{EventSpec, LinkSpec, Trouble};
 use serde::{Deserialize, Serialize};
 
+use super::NodePlan;
 use super::read::{Fault, boolean, choice, fault, table, unknown, wrong_kind};
 use super::tree::{Entry, Node, Value};
 use crate::units;
@@ -62,10 +63,106 @@ impl LinkPlan {
     }
 }
 
+/// An event as the file describes it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct EventPlan {
+    /// Time since the cluster is ready, with its programs.
+    pub(crate) at_ns: u64,
+    pub(crate) what: Happening,
+}
+
+impl EventPlan {
+    /// As the emulator takes it, which knows nothing of programs.
+    pub(crate) fn of_fabric(&self) -> Option<EventSpec> {
+        match &self.what {
+            Happening::Fabric(what) => Some(EventSpec {
+                at_ns: self.at_ns,
+                what: what.clone(),
+            }),
+            Happening::Node { .. } => None,
+        }
+    }
+}
+
+/// What an event does.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum Happening {
+    /// Something to links or ports.
+    Fabric(Trouble),
+    /// Something to the programs of a node.
+    Node { node: String, action: NodeAction },
+}
+
+/// What can happen to a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) enum NodeAction {
+    /// Its programs are killed; their peers see the end.
+    Kill,
+    /// Silence: no link carries anything, programs stand still, and what they hold in memory is lost.
+    Poweroff,
+    /// Its programs stand still; the NIC goes on.
+    Freeze,
+    /// They go on.
+    Thaw,
+    /// They end and start again, on a node that was off too.
+    Restart,
+}
+
+impl NodeAction {
+    /// All of them by their names.
+    pub(crate) const NAMES: [(&'static str, Self); 5] = [
+        ("kill", Self::Kill),
+        ("poweroff", Self::Poweroff),
+        ("freeze", Self::Freeze),
+        ("thaw", Self::Thaw),
+        ("restart", Self::Restart),
+    ];
+
+    /// The action of this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let mut all = Self::NAMES.iter();
+        all.find(|(other, _)| *other == name)
+            .map(|(_, action)| *action)
+    }
+
+    /// Its name.
+    pub(crate) fn name(self) -> &'static str {
+        let found = Self::NAMES.iter().find(|(_, action)| *action == self);
+        found.map_or("", |(name, _)| name)
+    }
+}
+
+impl Happening {
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Self::Fabric(Trouble::Heal) => "heal".to_owned(),
+            Self::Fabric(Trouble::Port { node, up }) => format!("port {node} {}", word(*up)),
+            Self::Fabric(Trouble::Link { links }) => {
+                let all = links.iter().map(|link| {
+                    let change: Vec<_> = shown(&link.change)
+                        .into_iter()
+                        .map(|(key, value)| format!("{key} = {value}"))
+                        .collect();
+                    format!("link {}->{} {}", link.from, link.to, change.join(", "))
+                });
+                all.collect::<Vec<_>>().join("; ")
+            }
+            Self::Node { node, action } => format!("{} {node}", action.name()),
+        }
+    }
+}
+
 /// The table of a cluster file.
-pub(crate) fn event_to_toml(event: &EventSpec) -> String {
+pub(crate) fn event_to_toml(event: &EventPlan) -> String {
     let head = format!("\n[[event]]\nat = \"{}\"\n", units::show_time(event.at_ns));
-    let rest = match &event.what {
+    let trouble = match &event.what {
+        Happening::Fabric(trouble) => trouble,
+        Happening::Node { node, action } => {
+            return format!("{head}node = \"{node}\"\naction = \"{}\"\n", action.name());
+        }
+    };
+    let rest = match trouble {
         Trouble::Heal => "action = \"heal\"\n".to_owned(),
         Trouble::Port { node, up } => format!("node = \"{node}\"\naction = \"{}\"\n", word(*up)),
         Trouble::Link { links } => {
@@ -256,7 +353,7 @@ fn read_parameter(entry: &Entry, path: &str, change: &mut LinkChange) -> Result<
 }
 
 /// Reads all `[[event]]` tables.
-pub(super) fn read_events(entry: &Entry, nodes: &[String]) -> Result<Vec<EventSpec>, Fault> {
+pub(super) fn read_events(entry: &Entry, nodes: &[NodePlan]) -> Result<Vec<EventPlan>, Fault> {
     let mut events = Vec::new();
     for (index, node) in tables(entry, "event")?.iter().enumerate() {
         events.push(read_event(node, index, nodes)?);
@@ -265,7 +362,9 @@ pub(super) fn read_events(entry: &Entry, nodes: &[String]) -> Result<Vec<EventSp
     Ok(events)
 }
 
-fn read_event(node: &Node, index: usize, nodes: &[String]) -> Result<EventSpec, Fault> {
+fn read_event(node: &Node, index: usize, all: &[NodePlan]) -> Result<EventPlan, Fault> {
+    let names: Vec<String> = all.iter().map(|node| node.name.clone()).collect();
+    let nodes = names.as_slice();
     let place = format!("event[{index}]");
     let (mut at_ns, mut ends, mut port, mut action, mut set) = (None, None, None, None, None);
     for entry in table(node, &place)? {
@@ -275,11 +374,9 @@ fn read_event(node: &Node, index: usize, nodes: &[String]) -> Result<EventSpec, 
             "link" => ends = Some(read_ends(entry, &path, nodes)?),
             "node" => port = Some(known_node(entry, &path, nodes)?),
             "action" => {
-                action = Some(choice(
-                    entry,
-                    &path,
-                    &["set", "down", "up", "partition", "heal"],
-                )?);
+                let mut known = vec!["set", "down", "up", "partition", "heal"];
+                known.extend(NodeAction::NAMES.map(|(name, _)| name));
+                action = Some(choice(entry, &path, &known)?);
             }
             "set" => set = Some(read_change(&entry.node, &path)?),
             _ => return unknown(entry, &place, &["at", "link", "node", "action", "set"]),
@@ -290,8 +387,25 @@ fn read_event(node: &Node, index: usize, nodes: &[String]) -> Result<EventSpec, 
         return wrong("`at` is missing: the time since the start, as \"5 s\"");
     };
     let Some(action) = action else {
-        return wrong("`action` is missing: \"set\", \"down\", \"up\", \"partition\" or \"heal\"");
+        return wrong(
+            "`action` is missing: \"set\", \"down\", \"up\", \"partition\", \"heal\" or what happens to a node",
+        );
     };
+    if let Some(action) = NodeAction::named(action) {
+        let Some(node) = port.filter(|_| ends.is_none()) else {
+            return wrong("`node` is missing: the node that it happens to");
+        };
+        let has_programs = |plan: &NodePlan| plan.name == node && !plan.programs.is_empty();
+        if !all.iter().any(has_programs) {
+            return wrong(&format!(
+                "the node `{node}` has no `run`, a program that it could happen to"
+            ));
+        }
+        return Ok(EventPlan {
+            at_ns,
+            what: Happening::Node { node, action },
+        });
+    }
     if (action == "set") != set.is_some() {
         return wrong("`action = \"set\"` and `set = { latency = \"1 ms\" }` need each other");
     }
@@ -314,14 +428,21 @@ fn read_event(node: &Node, index: usize, nodes: &[String]) -> Result<EventSpec, 
             }
         }
         (_, Some(_), Some(_)) => return wrong("`link` and `node` exclude each other"),
-        (_, None, Some(_)) => return wrong("with `node`, `action` is \"down\" or \"up\""),
+        (_, None, Some(_)) => {
+            return wrong(
+                "with `node`, `action` is \"down\", \"up\" or what happens to its programs",
+            );
+        }
         _ => {
             return wrong(
                 "`link` is missing: [\"a\", \"b\"] for both directions, \"a->b\" for one",
             );
         }
     };
-    Ok(EventSpec { at_ns, what })
+    Ok(EventPlan {
+        at_ns,
+        what: Happening::Fabric(what),
+    })
 }
 
 fn read_time(entry: &Entry, path: &str) -> Result<u64, Fault> {

@@ -7,7 +7,8 @@
 //! Leaves out: faults.
 
 mod isolation;
-mod links;
+pub(crate) mod links;
+pub(crate) mod programs;
 mod read;
 mod tree;
 
@@ -15,11 +16,12 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use nic_emu::server::{BacklogFull, EventSpec, LabConfig, Loopback, NodeAddress, NodeSpec};
+use nic_emu::server::{BacklogFull, LabConfig, Loopback, NodeAddress, NodeSpec};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use isolation::{Isolation, Publish};
-use links::LinkPlan;
+use links::{EventPlan, LinkPlan};
+use programs::{NodeKeys, ProgramPlan};
 use read::{Fault, boolean, choice, duration_ms, fault, name, number, table, unknown, wrong_kind};
 use tree::{Entry, Node, Value};
 
@@ -51,7 +53,7 @@ pub(crate) struct ClusterPlan {
     /// Links that are not perfect.
     pub(crate) links: Vec<LinkPlan>,
     /// What changes later, in the order of the times.
-    pub(crate) events: Vec<EventSpec>,
+    pub(crate) events: Vec<EventPlan>,
 }
 
 /// A node as the file describes it.
@@ -66,6 +68,23 @@ pub(crate) struct NodePlan {
     /// Ports that the host offers, in namespace mode.
     #[serde(default)]
     pub(crate) publish: Vec<Publish>,
+    /// The equal nodes that it is one of.
+    pub(crate) group: Option<Group>,
+    /// What runs on it.
+    pub(crate) programs: Vec<ProgramPlan>,
+    /// Nodes whose programs must be ready before its own start.
+    pub(crate) after: Vec<String>,
+}
+
+/// Equal nodes that one table stands for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Group {
+    /// Its name, in front of the number in theirs.
+    pub(crate) name: String,
+    /// How many there are.
+    pub(crate) count: u8,
+    /// Which of them it is, from 1.
+    pub(crate) index: u8,
 }
 
 /// What is wrong with a cluster file, and where.
@@ -96,6 +115,9 @@ impl ClusterPlan {
             addresses: Vec::new(),
             ip_autoconf: true,
             publish: Vec::new(),
+            group: None,
+            programs: Vec::new(),
+            after: Vec::new(),
         };
         Self {
             name: None,
@@ -200,12 +222,21 @@ impl ClusterPlan {
         nodes
     }
 
+    /// Whether any node has a program.
+    pub(crate) fn has_programs(&self) -> bool {
+        self.nodes.iter().any(|node| !node.programs.is_empty())
+    }
+
     /// What the emulator does to its links.
     pub(crate) fn lab(&self) -> LabConfig {
         LabConfig {
             seed: self.seed,
             links: self.links.iter().flat_map(LinkPlan::directions).collect(),
-            events: self.events.clone(),
+            events: self
+                .events
+                .iter()
+                .filter_map(EventPlan::of_fabric)
+                .collect(),
         }
     }
 
@@ -226,7 +257,7 @@ impl ClusterPlan {
         if self.seed != 0 {
             text.push_str(&format!("seed = {}\n", self.seed));
         }
-        for node in &self.nodes {
+        for node in self.nodes.iter().filter(|node| node.is_written()) {
             let addresses: Vec<String> = node
                 .addresses
                 .iter()
@@ -234,7 +265,7 @@ impl ClusterPlan {
                 .collect();
             text.push_str(&format!(
                 "\n[[node]]\nname = \"{}\"\naddresses = [{}]\nip_autoconf = {}\n",
-                node.name,
+                node.written_name(),
                 addresses.join(", "),
                 node.ip_autoconf
             ));
@@ -242,6 +273,7 @@ impl ClusterPlan {
                 let ports: Vec<_> = node.publish.iter().map(|p| format!("\"{p}\"")).collect();
                 text.push_str(&format!("publish = [{}]\n", ports.join(", ")));
             }
+            text.push_str(&programs::to_toml(node));
         }
         for link in &self.links {
             text.push_str(&link.to_toml());
@@ -256,6 +288,16 @@ impl ClusterPlan {
 impl NodePlan {
     fn wants_assignment(&self) -> bool {
         self.ip_autoconf && self.addresses.is_empty()
+    }
+
+    /// Whether a cluster file has a table for it, which the first of equal nodes has for all.
+    fn is_written(&self) -> bool {
+        self.group.as_ref().is_none_or(|group| group.index == 1)
+    }
+
+    /// The name in that table.
+    fn written_name(&self) -> &str {
+        self.group.as_ref().map_or(&self.name, |group| &group.name)
     }
 }
 
@@ -300,7 +342,8 @@ fn read_plan(root: &Node) -> Result<ClusterPlan, Fault> {
     for entry in entries.iter().filter(|entry| entry.key == "cluster") {
         autoconf = read_cluster(&entry.node, &mut plan)?;
     }
-    let mut node_lines: Vec<Option<usize>> = Vec::new();
+    // Where the table of each node stands: its number and line.
+    let mut places: Vec<(usize, Option<usize>)> = Vec::new();
     for entry in entries {
         match entry.key.as_str() {
             "cluster" => {}
@@ -312,9 +355,10 @@ fn read_plan(root: &Node) -> Result<ClusterPlan, Fault> {
                     );
                 };
                 for (index, node) in nodes.iter().enumerate() {
-                    plan.nodes
-                        .push(read_node(node, index, autoconf, plan.isolation)?);
-                    node_lines.push(node.line);
+                    for one in read_node(node, index, autoconf, plan.isolation)? {
+                        plan.nodes.push(one);
+                        places.push((index, node.line));
+                    }
                 }
             }
             "link" | "event" => {}
@@ -330,13 +374,14 @@ fn read_plan(root: &Node) -> Result<ClusterPlan, Fault> {
     if plan.nodes.len() >= usize::from(CLAIM_HOST) {
         return fault(None, format!("more than {} nodes", CLAIM_HOST - 1));
     }
-    check_different(&plan, &node_lines)?;
+    check_different(&plan, &places)?;
+    programs::settle_order(&mut plan.nodes, &places)?;
     // Both name nodes, wherever they stand in the file.
     let names: Vec<String> = plan.nodes.iter().map(|node| node.name.clone()).collect();
     for entry in entries {
         match entry.key.as_str() {
             "link" => plan.links = links::read_links(entry, &names)?,
-            "event" => plan.events = links::read_events(entry, &names)?,
+            "event" => plan.events = links::read_events(entry, &plan.nodes)?,
             _ => {}
         }
     }
@@ -394,29 +439,32 @@ fn read_cluster(node: &Node, plan: &mut ClusterPlan) -> Result<bool, Fault> {
     Ok(autoconf)
 }
 
+/// The nodes of one table: one, or as many equal ones as it says.
 fn read_node(
     node: &Node,
     index: usize,
     autoconf: bool,
     isolation: Isolation,
-) -> Result<NodePlan, Fault> {
+) -> Result<Vec<NodePlan>, Fault> {
     let path = |key: &str| format!("node[{index}].{key}");
     let mut node_name = None;
     let mut addresses = Vec::new();
     let mut ip_autoconf = autoconf;
     let mut publish = Vec::new();
+    let mut count = None;
+    let mut keys = NodeKeys::default();
     for entry in table(node, &format!("node[{index}]"))? {
         match entry.key.as_str() {
             "name" => node_name = Some(name(entry, &path("name"))?),
             "ip_autoconf" => ip_autoconf = boolean(entry, &path("ip_autoconf"))?,
             "addresses" => addresses = read_addresses(entry, &path("addresses"), isolation)?,
             "publish" => publish = isolation::read_publish(entry, &path("publish"), isolation)?,
+            "count" => count = Some((read_count(entry, &path("count"))?, entry.line)),
+            _ if keys.take(entry) => {}
             _ => {
-                return unknown(
-                    entry,
-                    &format!("node[{index}]"),
-                    &["name", "addresses", "ip_autoconf", "publish"],
-                );
+                let mut known = vec!["name", "addresses", "ip_autoconf", "publish", "count"];
+                known.extend(NodeKeys::NAMES);
+                return unknown(entry, &format!("node[{index}]"), &known);
             }
         }
     }
@@ -426,12 +474,62 @@ fn read_node(
             format!("node[{index}] has no `name` ({NAME_RULE})"),
         );
     };
-    Ok(NodePlan {
+    let (programs, after) = keys.read(&format!("node[{index}]"))?;
+    let one = NodePlan {
         name: node_name,
         addresses,
         ip_autoconf,
         publish,
-    })
+        group: None,
+        programs,
+        after,
+    };
+    let Some((count, line)) = count else {
+        return Ok(vec![one]);
+    };
+    if !one.addresses.is_empty() || !one.publish.is_empty() {
+        return fault(
+            line,
+            format!(
+                "{}: equal nodes cannot have `addresses` or `publish`, which differ",
+                path("count")
+            ),
+        );
+    }
+    if one.name.len() + 3 > NAME_MAX {
+        return fault(
+            line,
+            format!(
+                "{}: the name `{}` has no room for a number behind it",
+                path("count"),
+                one.name
+            ),
+        );
+    }
+    let member = |index: u8| NodePlan {
+        name: format!("{}{index}", one.name),
+        group: Some(Group {
+            name: one.name.clone(),
+            count,
+            index,
+        }),
+        ..one.clone()
+    };
+    Ok((1..=count).map(member).collect())
+}
+
+fn read_count(entry: &Entry, path: &str) -> Result<u8, Fault> {
+    let count = u8::try_from(number(entry, path)?).ok();
+    match count.filter(|count| (1..CLAIM_HOST).contains(count)) {
+        Some(count) => Ok(count),
+        None => fault(
+            entry.node.line.or(entry.line),
+            format!(
+                "{path}: how many equal nodes there are, from 1 to {}",
+                CLAIM_HOST - 1
+            ),
+        ),
+    }
 }
 
 fn read_addresses(
@@ -468,10 +566,28 @@ fn read_addresses(
     Ok(addresses)
 }
 
-fn check_different(plan: &ClusterPlan, lines: &[Option<usize>]) -> Result<(), Fault> {
-    for (index, node) in plan.nodes.iter().enumerate() {
-        let line = lines.get(index).copied().flatten();
-        for (other_index, other) in plan.nodes[..index].iter().enumerate() {
+fn check_different(plan: &ClusterPlan, places: &[(usize, Option<usize>)]) -> Result<(), Fault> {
+    let place = |at: usize| places.get(at).copied().unwrap_or_default();
+    for (at, node) in plan.nodes.iter().enumerate() {
+        let (index, line) = place(at);
+        for (other_at, other) in plan.nodes[..at].iter().enumerate() {
+            let (other_index, _) = place(other_at);
+            let is_group = |node: &NodePlan, name: &str| {
+                node.group.as_ref().is_some_and(|group| group.name == name)
+            };
+            if index != other_index
+                && (is_group(node, &other.name)
+                    || is_group(other, &node.name)
+                    || is_group(other, node.written_name()))
+            {
+                return fault(
+                    line,
+                    format!(
+                        "node[{index}].name: `{}` is the name of node[{other_index}] too",
+                        node.written_name()
+                    ),
+                );
+            }
             if other.name == node.name {
                 return fault(
                     line,

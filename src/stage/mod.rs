@@ -47,6 +47,7 @@ impl Stage {
             owns_run_directory: true,
             sandbox: Sandbox::On,
             debug: DebugConfig::default(),
+            ..StartOptions::default()
         };
         let plan = ClusterPlan {
             // What is shown are the roads, not how busy the machine is.
