@@ -68,16 +68,39 @@ fn a_time_limit_of_the_program_ends_what_a_cut_link_holds() {
         ..LinkChange::default()
     };
     change(&control, delay);
-    peer.expect("patience c 300", "patient for 300");
     peer.expect("send c 1000", "sent 1000");
     server.expect("recv s 1000", "received 1000 right more");
 
     change(&control, cut());
+    // Not before: on a busy machine a whole link may take as long.
+    peer.expect("patience c 300", "patient for 300");
     peer.expect("send c 1000", "sent 1000");
     // The program sits in a receive: it is told without a call of its own.
     peer.expect("drain c", "received 0 right ETIMEDOUT");
     peer.expect("send c 1", "error EPIPE");
     assert!(server.process.is_running());
+}
+
+#[test]
+fn an_idle_peer_behind_a_cut_link_is_found_dead_by_probes() {
+    let Some([python]) = programs::find(["python3"]) else {
+        return;
+    };
+    let lab = Lab::new("an_idle_peer_behind_a_cut_link_is_found_dead_by_probes");
+    let cluster = lab.up_on(Road::San);
+    let control = cluster.directory().join("control.sock");
+    let (mut server, mut peer) = connected(&lab, &cluster, &python);
+    peer.expect("send c 1000", "sent 1000");
+    server.expect("recv s 1000", "received 1000 right more");
+
+    change(&control, cut());
+    peer.expect("keepalive c 1 1 2", "alive after 1");
+    peer.expect("drain c", "received 0 right ETIMEDOUT");
+    // The other end never asked.
+    server.post("drain s");
+    change(&control, mended());
+    assert!(server.is_blocked());
+    peer.expect("close c", "closed");
 }
 
 /// A connection from b to a: server `s`, client `c`.
@@ -95,6 +118,13 @@ fn connected(lab: &Lab, cluster: &Cluster<'_>, python: &Path) -> (Peer, Peer) {
 fn cut() -> LinkChange {
     LinkChange {
         up: Some(false),
+        ..LinkChange::default()
+    }
+}
+
+fn mended() -> LinkChange {
+    LinkChange {
+        up: Some(true),
         ..LinkChange::default()
     }
 }

@@ -256,6 +256,7 @@ impl Switch {
             state,
         ));
         options::follow_all(&socket.lock().options, &conn);
+        self.expect(&conn);
         socket.publish(Arc::new(conn));
         self.register_connected(&socket);
         Ok(Accepted {

@@ -55,6 +55,7 @@ impl Switch {
         self.events.forget();
         self.pace.forget();
         *self.lock_service() = ServiceState::default();
+        self.sleeps_until_ns.store(u64::MAX, Ordering::Relaxed);
         let (connecting, draining) = {
             let mut registry = self.lock_registry();
             (

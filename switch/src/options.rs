@@ -8,7 +8,7 @@
 use driver::spi::{ServiceProvider, SpSocket};
 use driver::wsa::WsaError;
 
-use crate::session::Conn;
+use crate::session::{Conn, KeepAlive};
 
 /// Most bytes of a stored value; the kernel's longest TCP option (`TCP_MD5SIG`) is shorter.
 const MAX_VALUE: usize = 256;
@@ -36,6 +36,10 @@ const FOLLOWED: &[(i32, i32)] = &[
     (libc::SOL_SOCKET, libc::SO_SNDBUF),
     (libc::SOL_SOCKET, libc::SO_RCVLOWAT),
     (libc::SOL_SOCKET, libc::SO_OOBINLINE),
+    (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+    (libc::SOL_TCP, libc::TCP_KEEPIDLE),
+    (libc::SOL_TCP, libc::TCP_KEEPINTVL),
+    (libc::SOL_TCP, libc::TCP_KEEPCNT),
     (libc::SOL_TCP, libc::TCP_CORK),
     (libc::SOL_TCP, libc::TCP_NODELAY),
     (libc::SOL_TCP, libc::TCP_USER_TIMEOUT),
@@ -194,8 +198,33 @@ pub(crate) fn follow(options: &OptionStore, conn: &Conn, level: i32, name: i32) 
             conn.set_user_timeout(value.unsigned_abs());
         }
         (libc::SOL_TCP, libc::TCP_NODELAY) if value != 0 => conn.push_held(),
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE)
+        | (libc::SOL_TCP, libc::TCP_KEEPIDLE | libc::TCP_KEEPINTVL | libc::TCP_KEEPCNT) => {
+            conn.set_keep_alive(keep_alive(options));
+        }
         _ => {}
     }
+}
+
+/// When the program wants an idle peer to be probed, if it does.
+fn keep_alive(options: &OptionStore) -> Option<KeepAlive> {
+    let is_on = options
+        .int(libc::SOL_SOCKET, libc::SO_KEEPALIVE)
+        .is_some_and(|on| on != 0);
+    let usual = KeepAlive::default();
+    // The kernel took them, so they are in range.
+    let seconds = |name, usual| {
+        let given = options.int(libc::SOL_TCP, name);
+        given.and_then(|s| u16::try_from(s).ok()).unwrap_or(usual)
+    };
+    let count = options.int(libc::SOL_TCP, libc::TCP_KEEPCNT);
+    is_on.then(|| KeepAlive {
+        idle_s: seconds(libc::TCP_KEEPIDLE, usual.idle_s),
+        interval_s: seconds(libc::TCP_KEEPINTVL, usual.interval_s),
+        count: count
+            .and_then(|n| u8::try_from(n).ok())
+            .unwrap_or(usual.count),
+    })
 }
 
 /// Sets an option on a companion if the provider supports it; `Ok(false)` if it does not.
@@ -250,6 +279,22 @@ mod tests {
         assert_eq!(store.linger(), Some(0));
         store.store(libc::SOL_SOCKET, libc::SO_LINGER, &[0; 8]);
         assert_eq!(store.linger(), None);
+    }
+
+    #[test]
+    fn probes_are_wanted_as_the_program_says_and_else_as_the_kernel_does() {
+        let mut store = OptionStore::default();
+        store.store(libc::SOL_TCP, libc::TCP_KEEPIDLE, &30_i32.to_ne_bytes());
+        assert_eq!(keep_alive(&store), None);
+        store.store(libc::SOL_SOCKET, libc::SO_KEEPALIVE, &1_i32.to_ne_bytes());
+        let wanted = KeepAlive {
+            idle_s: 30,
+            interval_s: 75,
+            count: 9,
+        };
+        assert_eq!(keep_alive(&store), Some(wanted));
+        store.store(libc::SOL_SOCKET, libc::SO_KEEPALIVE, &0_i32.to_ne_bytes());
+        assert_eq!(keep_alive(&store), None);
     }
 
     #[test]

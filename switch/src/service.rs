@@ -10,6 +10,7 @@ use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
 use driver::spi::{Link, SpSocket, Waiter};
 use driver::wsa::WsaError;
+use ring_proto::sync::{Ordering, fence};
 
 use crate::event;
 use crate::gate;
@@ -67,6 +68,17 @@ struct Round {
 impl Switch {
     /// Does everything that can be done now, arms everything that may come, and says how to wait.
     pub fn service_step(&self) -> ServicePlan {
+        // EDGE service-timer (acq-rel): whoever sets an option from here on wakes the thread, or is seen below. The other side is in
+        // `expect`.
+        self.sleeps_until_ns.store(u64::MAX, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let plan = self.step();
+        self.sleeps_until_ns
+            .store(plan.deadline_ns, Ordering::Relaxed);
+        plan
+    }
+
+    fn step(&self) -> ServicePlan {
         if self.pace.is_driven() {
             let round = self.round(Reach::Left);
             let now_ns = self.host.now_ns();
@@ -222,6 +234,21 @@ impl Switch {
                 conn.lose_patience();
                 round.deadline_ns = round.deadline_ns.min(conn.deadline_ns());
             }
+            round.deadline_ns = round.deadline_ns.min(conn.keep_alive(now_ns));
+        }
+    }
+
+    /// A connection wants to be looked at in time, by an option of the program: wakes the service thread if it sleeps for longer.
+    pub(crate) fn expect(&self, conn: &Conn) {
+        let first_ns = conn.first_look_ns(self.host.now_ns());
+        if first_ns == u64::MAX {
+            return;
+        }
+        // EDGE service-timer (acq-rel): the option, then the look at the thread's sleep. The other side is in `service_step`.
+        fence(Ordering::SeqCst);
+        // Relaxed: the fences order.
+        if first_ns < self.sleeps_until_ns.load(Ordering::Relaxed) {
+            self.host.wake_service();
         }
     }
 

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use driver::spi::{ServiceProvider, options as sp_options};
 use driver::sys::SignalsBlocked;
-use ring_proto::sync::{AtomicU32, Ordering};
+use ring_proto::sync::{AtomicU32, AtomicU64, Ordering};
 use ring_proto::telemetry::Reason;
 
 use crate::config::NodeConfig;
@@ -93,6 +93,8 @@ pub struct Switch {
     pub(crate) events: EventPool,
     pub(crate) registry: Mutex<Registry>,
     pub(crate) service: Mutex<ServiceState>,
+    /// Until when the service thread means to sleep, on CLOCK_MONOTONIC; `u64::MAX`: for ever, or it is awake.
+    pub(crate) sleeps_until_ns: AtomicU64,
     /// Who drives what is under way.
     pub(crate) pace: Pace,
     /// Forks behind this process; event objects of earlier ones are not ours.
@@ -140,6 +142,7 @@ impl Switch {
             events: EventPool::default(),
             registry: Mutex::default(),
             service: Mutex::default(),
+            sleeps_until_ns: AtomicU64::new(u64::MAX),
             pace: Pace::default(),
             epoch: AtomicU32::new(0),
             fork_signals: Mutex::default(),
@@ -235,6 +238,7 @@ impl Switch {
             options::forward(&*conn.provider().sp, conn.sp(), level, name, value)
                 .map_err(|e| e.errno())?;
             options::follow(&state.options, conn, level, name);
+            self.expect(conn);
         } else if let Some(attempt) = &state.attempt {
             let companion = &attempt.companion;
             options::forward(

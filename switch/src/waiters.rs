@@ -11,6 +11,7 @@ use driver::spi::Waiter;
 use ring_proto::sync::{AtomicI32, AtomicU32, Ordering};
 
 use crate::provider_table::ProviderRef;
+use crate::readiness::BLIND_NS;
 use crate::sys;
 
 /// Threads of a process that can sleep with a vector of their own. Those beyond look again every few milliseconds.
@@ -58,6 +59,8 @@ pub struct Sleep {
     taken: [Option<Taken>; FUNCTIONS],
     /// A connection could not be armed: look again soon.
     is_blind: bool,
+    /// Longest sleep that a connection allows.
+    limit_ns: Option<u64>,
 }
 
 thread_local! {
@@ -227,6 +230,7 @@ impl Waiters {
             }
         }
         sleep.is_blind = false;
+        sleep.limit_ns = None;
     }
 
     /// Forgets the parent's vectors, in a forked child.
@@ -247,6 +251,7 @@ impl Sleep {
         Self {
             taken: [None; FUNCTIONS],
             is_blind: false,
+            limit_ns: None,
         }
     }
 
@@ -280,10 +285,18 @@ impl Sleep {
         taken
     }
 
-    /// Whether the wait must end soon, because something could not be armed.
+    /// Longest sleep, whatever the program's limit: short when something could not be armed.
     #[must_use]
-    pub const fn is_blind(&self) -> bool {
-        self.is_blind
+    pub fn limit_ns(&self) -> Option<u64> {
+        if self.is_blind {
+            return Some(BLIND_NS);
+        }
+        self.limit_ns
+    }
+
+    /// Notes that the wait must end within this time.
+    pub fn limit(&mut self, ns: u64) {
+        self.limit_ns = Some(self.limit_ns.map_or(ns, |limit| limit.min(ns)));
     }
 
     /// Notes that something could not be armed.

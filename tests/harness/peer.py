@@ -79,6 +79,15 @@ def patience(name, milliseconds):
     return "patient for " + milliseconds
 
 
+def keepalive(name, idle, interval, count):
+    s = sockets[name]
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, int(idle))
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, int(interval))
+    s.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, int(count))
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return "alive after " + idle
+
+
 def shutdown(name):
     sockets[name].shutdown(socket.SHUT_WR)
     return "shut"
@@ -89,7 +98,7 @@ def close(name):
     return "closed"
 
 
-commands = [listen, accept, poll_accept, connect, local, send, recv, drain, patience, shutdown, close]
+commands = [listen, accept, poll_accept, connect, local, send, recv, drain, patience, keepalive, shutdown, close]
 commands = {command.__name__: command for command in commands}
 for line in sys.stdin:
     word, *arguments = line.split()

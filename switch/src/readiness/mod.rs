@@ -184,6 +184,9 @@ pub fn arm(desk: &Desk, socket: &SwitchSocket, sleep: &mut Sleep) {
     if !is_armed {
         sleep.set_blind();
     }
+    if let Some(left_ns) = conn.patience_left_ns() {
+        sleep.limit(left_ns);
+    }
 }
 
 thread_local! {

@@ -9,8 +9,7 @@
 use std::os::fd::RawFd;
 
 use super::{
-    BLIND_NS, CONNECT_NS, Desk, Look, REARMS, arm, arm_pending, drive, glance, is_pending, look,
-    spin,
+    CONNECT_NS, Desk, Look, REARMS, arm, arm_pending, drive, glance, is_pending, look, spin,
 };
 use crate::socket::SwitchSocket;
 use crate::sys;
@@ -134,13 +133,10 @@ pub fn round(
             len += 1;
         }
     }
-    let limit_ns = if state.sleep.is_blind() {
-        Some(BLIND_NS)
-    } else if state.is_connecting {
-        Some(CONNECT_NS)
-    } else {
-        None
-    };
+    if state.is_connecting {
+        state.sleep.limit(CONNECT_NS);
+    }
+    let limit_ns = state.sleep.limit_ns();
     Round::Sleep { len, limit_ns }
 }
 

@@ -128,7 +128,7 @@ impl Registration {
             .and_then(|f| vectors.of(set_fd, provider, f))
             .is_some_and(|waiter| conn.is_armed(waiter) || conn.arm(waiter).is_ok());
         if is_armed || self.told.0 == u64::MAX {
-            u64::MAX
+            conn.patience_left_ns().unwrap_or(u64::MAX)
         } else {
             BLIND_NS
         }

@@ -10,7 +10,8 @@
 //! Source: the WDK pages on session protocol, completion, closing and failure (R-114 ff. of docs/wsd.md); wire format in docs/session.md. Leaves out: RDMA for large transfers,
 //! suspension; a caller that waits.
 
-pub(crate) mod announce;
+pub(crate) mod alive;
+pub mod announce;
 mod buffers;
 mod close;
 mod conn;
@@ -32,6 +33,7 @@ mod start;
 mod tests;
 mod urgent;
 
+pub use alive::KeepAlive;
 pub use buffers::MAX_CALL_BYTES;
 pub use close::{CloseStep, How};
 pub use conn::{Conn, Phase};

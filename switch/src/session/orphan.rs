@@ -18,7 +18,6 @@ use ring_proto::sync::Ordering;
 
 use super::announce::Tidings;
 use super::conn::{Conn, sp_buffer};
-use super::message::FEATURE_RDMA_READ;
 use super::record::flag;
 use super::ring::{HEAD_BYTES, HeadCopy, SendRing};
 use super::send::data;
@@ -92,10 +91,7 @@ impl Conn {
             r.set(flag::GONE);
             return false;
         }
-        let readable = self.provider.has_rdma_read
-            && r.has(flag::HELLO_SEEN)
-            && u64::from(r.peer_features.load(Ordering::Relaxed)) & FEATURE_RDMA_READ != 0;
-        if !readable {
+        if !self.can_read_peer() {
             self.ended(WsaError::ConnReset);
             return false;
         }

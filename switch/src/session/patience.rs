@@ -1,9 +1,10 @@
 //! How long a connection waits for a peer that takes nothing any more: the link is cut, or its other end hangs.
 //!
-//! Place: the service thread asks after each look at a connection; a time limit of the program (`TCP_USER_TIMEOUT`) makes it look in time.
+//! Place: the service thread asks after each look at a connection; a time limit of the program (`TCP_USER_TIMEOUT`) makes it look in time. With
+//! the kernel's default it need not: a thread that sleeps on the connection does so until its patience ends ([`Conn::patience_left_ns`]).
 //! Invariants: what counts is a message that the NIC cannot deliver; a peer whose program does not read is no reason, its receives are
 //! posted for every credit. The NIC itself retries without end, so that a link that is mended in time is nobody's loss.
-//! Source: tcp(7), TCP_USER_TIMEOUT, tcp_retries2; R-193. Leaves out: probes of an idle connection (SO_KEEPALIVE).
+//! Source: tcp(7), TCP_USER_TIMEOUT, tcp_retries2; R-193. Leaves out: probes of an idle connection (`super::alive`).
 
 use ring_proto::sync::Ordering;
 
@@ -58,6 +59,20 @@ impl Conn {
         }
     }
 
+    /// Before a thread sleeps on the connection: how long it may, if something is on its way; 0 when the connection has just ended.
+    #[must_use]
+    pub fn patience_left_ns(&self) -> Option<u64> {
+        if !self.has_underway() {
+            return None;
+        }
+        self.lose_patience();
+        match self.patience_ends_ns() {
+            u64::MAX => None,
+            _ if self.record.get().has(flag::RESET) => Some(0),
+            end => Some(end.saturating_sub(now_ns())),
+        }
+    }
+
     fn limit_ns(&self) -> u64 {
         // Relaxed: an option.
         match self.record.get().user_timeout_ms.load(Ordering::Relaxed) {
@@ -68,7 +83,7 @@ impl Conn {
 
     /// Whether a message was posted and has not been delivered, as far as is known.
     #[inline]
-    fn has_underway(&self) -> bool {
+    pub(super) fn has_underway(&self) -> bool {
         let r = self.record.get();
         // Relaxed: own numbers.
         r.posted.load(Ordering::Relaxed) != r.reaped.load(Ordering::Relaxed)

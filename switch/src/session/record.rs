@@ -150,7 +150,13 @@ pub(super) struct ConnRecord {
     pub(super) payload_max: AtomicU32,
     /// Features of the peer.
     pub(super) peer_features: AtomicU32,
-    reserved1: [AtomicU64; 6],
+    /// `alive::KeepAlive` in a word; 0: off.
+    pub(super) keep_alive: AtomicU64,
+    /// Written under the receive token: since when there was no sign of life, on CLOCK_MONOTONIC; 0: not known.
+    pub(super) quiet_since_ns: AtomicU64,
+    /// When somebody must look at that; 0: now.
+    pub(super) probe_at_ns: AtomicU64,
+    reserved1: [AtomicU64; 3],
 
     // Line of everybody.
     /// [`flag`].
@@ -268,6 +274,12 @@ pub(super) struct ConnRecord {
     pub(super) waiting_since_ns: AtomicU64,
     /// Number of that message.
     pub(super) waiting_for: AtomicU32,
+    /// Written under the receive token: messages and completions at the last look for signs of life.
+    pub(super) heard: AtomicU32,
+    /// Completion slot of the probe under way.
+    pub(super) probe_ov: Overlapped,
+    /// Written under the receive token: probes without an answer.
+    pub(super) probes: AtomicU32,
     reserved4: AtomicU32,
 }
 

@@ -22,6 +22,8 @@ pub const HEADER_BYTES: u64 = 4096;
 pub const SLOTS_OFFSET: u64 = 1024;
 /// Bytes of a message slot.
 pub const SLOT_BYTES: u64 = 64;
+/// Where an answered probe leaves its word, behind the message slots.
+pub(super) const PROBE_OFFSET: usize = 2048;
 /// Bytes of the head that a peer reads.
 pub const HEAD_BYTES: usize = size_of::<RingHead>();
 

@@ -9,7 +9,7 @@
 use core::ffi::c_int;
 
 use libc::iovec;
-use switch::readiness::{self, BLIND_NS, CONNECT_NS};
+use switch::readiness::{self, CONNECT_NS};
 use switch::session::Conn;
 use switch::table::SlotRef;
 use switch::{Errno, Stage, SwitchSocket, sys};
@@ -304,7 +304,7 @@ fn on_connection(
         leave(runtime, slot, conn);
         return transfer.cut_short(libc::EAGAIN);
     }
-    let limit_ns = transfer.wait.sleep.is_blind().then_some(BLIND_NS);
+    let limit_ns = transfer.wait.sleep.limit_ns();
     transfer.wait.for_vectors(limit_ns);
     Step::Wait
 }

@@ -2,6 +2,7 @@
 //!
 //! Place: `world` makes connected pairs; the other files are the suites, one per concern.
 
+mod alive;
 mod double;
 mod ending;
 mod hostile;

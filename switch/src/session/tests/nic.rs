@@ -8,7 +8,7 @@ use driver::provider::{SanConfig, SanProvider};
 use driver::spi::{FD_ACCEPT, FD_CONNECT, SpSocket, Verdict};
 use driver::sys;
 use driver::wsa::WsaError;
-use nic_emu::device::DeviceOptions;
+use nic_emu::device::{DeviceOptions, LinkChange};
 use nic_emu::embedded::EmbeddedDevice;
 use proptest::prelude::*;
 use ring_proto::attach::{AttachError, Attachment};
@@ -94,6 +94,25 @@ impl NicWorld {
         let device = EmbeddedDevice::new(DeviceOptions::default());
         let hosts = [Host::new(&device, 1), Host::new(&device, 2)];
         Self { device, hosts }
+    }
+
+    /// Cuts the link between the nodes in both directions, or mends it.
+    pub(super) fn cut(&self, is_cut: bool) {
+        let [a, b] = self.hosts.each_ref().map(|host| host.opener.node);
+        let change = LinkChange {
+            up: Some(!is_cut),
+            ..LinkChange::default()
+        };
+        self.device.with(|device| {
+            for (from, to) in [(a, b), (b, a)] {
+                device.change_link(from, to, change).unwrap();
+            }
+        });
+    }
+
+    /// Lets time pass at the NICs.
+    pub(super) fn pass(&self, ns: u64) {
+        self.device.advance(ns);
     }
 
     /// Two companions, connected through listen, connect and accept.
