@@ -9,22 +9,7 @@ mod harness;
 
 use std::process::Command;
 
-use harness::{Cluster, Lab, Process};
-
-const ECHO: &str = "
-import socket
-listener = socket.socket()
-listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-listener.bind(('0.0.0.0', 7000))
-listener.listen()
-while True:
-    peer, _ = listener.accept()
-    try:
-        while data := peer.recv(65536):
-            peer.sendall(data)
-    except OSError:
-        pass
-";
+use harness::{Cluster, Lab, echo};
 
 /// Sends rounds and checks what comes back; tells the errno with which the connection ends, if it does.
 const ASK: &str = "
@@ -46,24 +31,8 @@ except OSError as error:
     print('ended', errno.errorcode[error.errno], flush=True)
 ";
 
-fn python(code: &str, arguments: &[&str]) -> Vec<String> {
-    let mut words = vec!["python3".to_owned(), "-c".into(), code.into()];
-    words.extend(arguments.iter().map(|&word| word.to_owned()));
-    words
-}
-
-fn is_installed() -> bool {
-    harness::programs::find(["python3"]).is_some()
-}
-
-fn echo(lab: &Lab, cluster: &Cluster<'_>) -> Process {
-    let server = lab.spawn("echo", cluster.run("b", python(ECHO, &[])));
-    cluster.wait_listening("b", 7000);
-    server
-}
-
 fn ask(cluster: &Cluster<'_>, arguments: &[&str]) -> Command {
-    cluster.run("a", python(ASK, arguments))
+    cluster.run("a", echo::python(ASK, arguments))
 }
 
 fn say(command: &mut Command) -> String {
@@ -168,11 +137,11 @@ fn wrong_rules_name_the_field_and_what_it_may_be() {
 #[test]
 fn streams_arrive_whole_over_packets_that_rules_harm() {
     let lab = Lab::new("streams_arrive_whole_over_packets_that_rules_harm");
-    if !is_installed() {
+    if !echo::is_installed() {
         return;
     }
     let cluster = lab.up_on(harness::Road::San);
-    let _server = echo(&lab, &cluster);
+    let _server = echo::start(&lab, &cluster);
     for action in ["drop", "duplicate", "corrupt", "delay=200us"] {
         lab.succeed(&["fault", "add", "packet", action, "--every", "23"]);
     }
@@ -201,11 +170,11 @@ fn streams_arrive_whole_over_packets_that_rules_harm() {
 #[test]
 fn what_ends_a_connection_ends_that_one_alone() {
     let lab = Lab::new("what_ends_a_connection_ends_that_one_alone");
-    if !is_installed() {
+    if !echo::is_installed() {
         return;
     }
     let cluster = lab.up_on(harness::Road::San);
-    let _server = echo(&lab, &cluster);
+    let _server = echo::start(&lab, &cluster);
     for arguments in [
         &["wqe", "status=REM_OP_ERR"][..],
         &["wqe", "qp_err"],
@@ -229,11 +198,11 @@ fn what_ends_a_connection_ends_that_one_alone() {
 #[test]
 fn provider_calls_that_fail_send_the_connection_over_tcp_with_its_reason() {
     let lab = Lab::new("provider_calls_that_fail_send_the_connection_over_tcp_with_its_reason");
-    if !is_installed() {
+    if !echo::is_installed() {
         return;
     }
     let cluster = lab.up_on(harness::Road::San);
-    let _server = echo(&lab, &cluster);
+    let _server = echo::start(&lab, &cluster);
     for (call, reason) in [
         ("wsp_socket", "sp_socket"),
         ("wsp_bind", "sp_bind"),

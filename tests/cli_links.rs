@@ -9,20 +9,7 @@ mod harness;
 
 use std::process::Command;
 
-use harness::{Cluster, Lab, Process, wait_until};
-
-/// A program on node b that answers what it reads, for ever.
-const ECHO: &str = "
-import socket
-listener = socket.socket()
-listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-listener.bind(('0.0.0.0', 7000))
-listener.listen()
-while True:
-    peer, _ = listener.accept()
-    while data := peer.recv(65536):
-        peer.sendall(data)
-";
+use harness::{Cluster, Lab, echo, wait_until};
 
 /// A program on node a that sends a byte for each line on its standard input file, and tells what comes back.
 const ASK: &str = "
@@ -41,24 +28,8 @@ for number in range(int(sys.argv[1])):
 print('whole', flush=True)
 ";
 
-fn python(code: &str, arguments: &[&str]) -> Vec<String> {
-    let mut words = vec!["python3".to_owned(), "-c".into(), code.into()];
-    words.extend(arguments.iter().map(|&word| word.to_owned()));
-    words
-}
-
-fn is_installed() -> bool {
-    harness::programs::find(["python3"]).is_some()
-}
-
-fn echo(lab: &Lab, cluster: &Cluster<'_>) -> Process {
-    let server = lab.spawn("echo", cluster.run("b", python(ECHO, &[])));
-    cluster.wait_listening("b", 7000);
-    server
-}
-
 fn ask(cluster: &Cluster<'_>, rounds: &str) -> Command {
-    cluster.run("a", python(ASK, &[rounds]))
+    cluster.run("a", echo::python(ASK, &[rounds]))
 }
 
 #[test]
@@ -180,11 +151,11 @@ fn errors_name_the_thing_and_the_remedy() {
 #[test]
 fn streams_arrive_whole_over_a_bad_link_that_is_cut_and_healed() {
     let lab = Lab::new("streams_arrive_whole_over_a_bad_link_that_is_cut_and_healed");
-    if !is_installed() {
+    if !echo::is_installed() {
         return;
     }
     let cluster = lab.up_on(harness::Road::San);
-    let _server = echo(&lab, &cluster);
+    let _server = echo::start(&lab, &cluster);
     lab.succeed(&[
         "link",
         "set",
@@ -241,7 +212,7 @@ except OSError as error:
 
 fn connect(cluster: &Cluster<'_>, arguments: &[&str]) -> String {
     let output = cluster
-        .run("a", python(CONNECT, arguments))
+        .run("a", echo::python(CONNECT, arguments))
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -251,7 +222,7 @@ fn connect(cluster: &Cluster<'_>, arguments: &[&str]) -> String {
 #[test]
 fn nothing_crosses_a_cut_link_by_falling_back() {
     let lab = Lab::new("nothing_crosses_a_cut_link_by_falling_back");
-    if !is_installed() {
+    if !echo::is_installed() {
         return;
     }
     for road in ["true", "false"] {
@@ -265,7 +236,7 @@ fn nothing_crosses_a_cut_link_by_falling_back() {
         if road == "false" {
             cluster.road = harness::Road::Tcp;
         }
-        let _server = echo(&lab, &cluster);
+        let _server = echo::start(&lab, &cluster);
         let mut cut_off = 0;
         for direction in [&["a", "b"][..], &["a:b"], &["b:a"]] {
             let mut partition = vec!["partition"];
@@ -292,13 +263,13 @@ fn nothing_crosses_a_cut_link_by_falling_back() {
 #[test]
 fn a_connect_that_waits_at_a_cut_goes_through_once_it_is_healed() {
     let lab = Lab::new("a_connect_that_waits_at_a_cut_goes_through_once_it_is_healed");
-    if !is_installed() {
+    if !echo::is_installed() {
         return;
     }
     let cluster = lab.up_on(harness::Road::San);
-    let _server = echo(&lab, &cluster);
+    let _server = echo::start(&lab, &cluster);
     lab.succeed(&["partition", "a", "b"]);
-    let mut client = lab.spawn("connect", cluster.run("a", python(CONNECT, &[])));
+    let mut client = lab.spawn("connect", cluster.run("a", echo::python(CONNECT, &[])));
     let lost = || {
         let shown = lab.json(&["link", "show", "a:b", "--json"]);
         shown["links"][0]["counters"]["lost"].as_u64().unwrap()

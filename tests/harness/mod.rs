@@ -15,6 +15,7 @@
 pub(crate) mod bench;
 pub(crate) mod cluster;
 pub(crate) mod content;
+pub(crate) mod echo;
 pub(crate) mod kernel;
 pub(crate) mod netns;
 pub(crate) mod peer;
