@@ -168,11 +168,14 @@ fn qps(found: &Inspection) -> Vec<Vec<String>> {
         "RQ",
         "WAITS FOR",
         "HOLDERS",
+        "PACKETS",
+        "AGAIN",
         "ERRORS",
         "LAST ERROR",
     ])];
     rows.extend(found.qps.iter().map(|row| {
         let last = row.last_error.as_ref();
+        let packets = row.packets.unwrap_or_default();
         vec![
             row.function.to_string(),
             row.node.clone(),
@@ -193,6 +196,8 @@ fn qps(found: &Inspection) -> Vec<Vec<String>> {
             },
             row.waits_for.clone().unwrap_or_default(),
             row.holders.to_string(),
+            packets.tx_packets.to_string(),
+            packets.retransmitted_packets.to_string(),
             last.map_or(0, |error| error.count).to_string(),
             last.map(|error| {
                 let status = error.status.as_deref().unwrap_or("QP_FATAL");

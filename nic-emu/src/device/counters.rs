@@ -1,4 +1,4 @@
-//! Counters of a node: plain numbers with one writer, the device, read when somebody asks.
+//! Counters of a node, and of a QP by packets: plain numbers with one writer, the device, read when somebody asks.
 //!
 //! Place: the engine adds, `stat` reads. Invariants: cumulative ones never go down; gauges are counted when asked.
 
@@ -45,6 +45,27 @@ pub struct Counters {
     pub listeners: u64,
     /// Queue pairs without holder whose memory still serves their peer.
     pub orphans: u64,
+}
+
+/// What a QP met by packets since RESET. Names are those of `rdma statistic show` where it has them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+#[non_exhaustive]
+pub struct PacketCounters {
+    /// Requests sent.
+    pub tx_packets: u64,
+    /// Requests among them that were sent again.
+    pub retransmitted_packets: u64,
+    /// Times that no answer came in time.
+    pub local_ack_timeout_err: u64,
+    /// NAKs of the peer about a gap in what we sent.
+    pub packet_seq_err: u64,
+    /// RNR NAKs of the peer.
+    pub rnr_nak_retry_err: u64,
+    /// Requests of the peer that had come before.
+    pub duplicate_request: u64,
+    /// Requests of the peer behind a gap.
+    pub out_of_sequence: u64,
 }
 
 /// Counters with the node they belong to.

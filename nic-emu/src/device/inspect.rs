@@ -15,6 +15,7 @@ use ring_proto::{regs, uar};
 use serde::{Deserialize, Serialize};
 
 use super::Device;
+use super::counters::PacketCounters;
 use super::cq::Completed;
 use super::function::{CompletionUse, Function};
 use super::qp::{Qp, QpRef, WorkQueue};
@@ -219,6 +220,9 @@ pub struct QpRow {
     pub holders: u64,
     /// Its last error.
     pub last_error: Option<LastError>,
+    /// What it met by packets; nothing while every link that it used was perfect.
+    #[serde(default)]
+    pub packets: Option<PacketCounters>,
 }
 
 /// A completion queue.
@@ -524,6 +528,7 @@ impl Device {
             is_orphan: qp.is_orphan,
             holders: u64::from(qp.holders.count()),
             last_error: self.diagnosis.last_errors.get(&(function.id, qpn)).cloned(),
+            packets: qp.packet_counters.as_deref().copied(),
         }
     }
 

@@ -122,6 +122,7 @@ impl Device {
         qp.is_held = false;
         qp.receiving = None;
         qp.record = None;
+        qp.packet_counters = None;
         qp.sq.restart();
         qp.rq.restart();
         let timer = qp.hold_timer.take();

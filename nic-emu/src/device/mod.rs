@@ -67,7 +67,7 @@ mod validate;
 mod vectors;
 mod window;
 
-pub use counters::{Counters, NodeCounters};
+pub use counters::{Counters, NodeCounters, PacketCounters};
 pub use error::DeviceError;
 pub use fault::{
     FaultAction, FaultError, FaultHit, FaultPoint, FaultReport, FaultRow, FaultRule, FaultWhen,

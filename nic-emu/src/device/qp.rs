@@ -14,6 +14,7 @@ use ring_proto::status::{Opcode, QpState, Syndrome, WcOpcode, WcStatus};
 use ring_proto::sync::Ordering;
 
 use super::Device;
+use super::counters::PacketCounters;
 use super::cq::Completed;
 use super::holder::Holders;
 use super::packet::{Ends, Transport};
@@ -153,6 +154,8 @@ pub(crate) struct Qp {
     pub(crate) is_established: bool,
     /// Requester and responder of packet mode, once it was needed.
     pub(crate) ends: Option<Box<Ends>>,
+    /// What they met since RESET, beyond their own end.
+    pub(crate) packet_counters: Option<Box<PacketCounters>>,
     pub(crate) holders: Holders,
     /// Listener that holds the QP until a process takes it.
     pub(crate) listener: Option<u32>,
@@ -209,6 +212,7 @@ impl Qp {
             wants_drained: false,
             is_established: false,
             ends: None,
+            packet_counters: None,
             holders: Holders::of(new.holder),
             listener: None,
             connecting: None,

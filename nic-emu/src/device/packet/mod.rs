@@ -30,6 +30,7 @@ use window::Requester;
 use wire::Header;
 
 use super::Device;
+use super::counters::PacketCounters;
 use super::fault::{Fate, FaultPoint};
 use super::qp::QpRef;
 use super::queue::SendWork;
@@ -182,6 +183,16 @@ impl Device {
             let counters = self.nodes.counters(function.node);
             counters.tx_packets += 1;
             counters.retransmitted_packets += u64::from(is_again);
+        }
+        self.count(at, |counters| {
+            counters.tx_packets += 1;
+            counters.retransmitted_packets += u64::from(is_again);
+        });
+    }
+
+    fn count(&mut self, at: QpRef, what: impl FnOnce(&mut PacketCounters)) {
+        if let Some(qp) = self.qp_mut(at) {
+            what(qp.packet_counters.get_or_insert_default());
         }
     }
 

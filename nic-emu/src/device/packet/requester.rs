@@ -275,6 +275,7 @@ impl Device {
         }
         let tried = requester.retries;
         requester.retries = tried.saturating_add(1);
+        self.count(at, |counters| counters.local_ack_timeout_err += 1);
         let is_over = if transport.retry_unlimited {
             // Only what the connection manager would have told ends it.
             tried >= u32::from(Transport::default().retry_cnt) && self.is_path_up(at)
@@ -360,6 +361,7 @@ impl Device {
         let tried = requester.retries;
         requester.retries = tried.saturating_add(1);
         requester.go_back(psn);
+        self.count(at, |counters| counters.packet_seq_err += 1);
         if !transport.retry_unlimited && tried >= u32::from(transport.retry_cnt) {
             self.fail_front(at, WcStatus::RETRY_EXC_ERR, Syndrome::RETRIES_EXHAUSTED);
             return;
@@ -469,11 +471,15 @@ impl Device {
         if requester.unacked != psn || requester.is_paused {
             return;
         }
-        if most != RNR_FOREVER && requester.rnr_retries >= most {
+        let tried = requester.rnr_retries;
+        self.count(at, |counters| counters.rnr_nak_retry_err += 1);
+        if most != RNR_FOREVER && tried >= most {
             self.fail_front(at, WcStatus::RNR_RETRY_EXC_ERR, Syndrome::RNR_EXHAUSTED);
             return;
         }
-        let tried = requester.rnr_retries;
+        let Some(requester) = self.requester(at) else {
+            return;
+        };
         requester.rnr_retries = tried.saturating_add(1);
         // An answer is a sign of life.
         requester.retries = 0;

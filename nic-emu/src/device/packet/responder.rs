@@ -104,10 +104,12 @@ impl Device {
             self.note_established(own);
         }
         if is_duplicate {
+            self.count(own, |counters| counters.duplicate_request += 1);
             self.repeat(own, from, header);
             return;
         }
         if psn != expected {
+            self.count(own, |counters| counters.out_of_sequence += 1);
             if !has_naked {
                 if let Some(responder) = self.responder(own) {
                     responder.has_naked = true;

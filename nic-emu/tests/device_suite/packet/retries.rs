@@ -1,6 +1,6 @@
 //! Retries: of what gets lost, and of what finds no receive.
 
-use nic_emu::device::{FaultAction, FaultPoint, FaultRule};
+use nic_emu::device::{FaultAction, FaultPoint, FaultRule, PacketCounters, Topic};
 use ring_proto::admin::QpAttributes;
 use ring_proto::status::{Opcode, QpState, Syndrome, WcStatus};
 
@@ -158,6 +158,90 @@ fn receiver_not_ready_runs_out_with_its_own_status_and_time() {
             (WcStatus::RNR_RETRY_EXC_ERR, Syndrome::RNR_EXHAUSTED)
         );
     }
+}
+
+/// Counters of the QPs of a and of b.
+fn of_qps(pair: &Pair) -> [Option<PacketCounters>; 2] {
+    let rows = pair.device.inspect(&[Topic::Qps]).qps;
+    [pair.a.function, pair.b.function].map(|function| {
+        let row = rows.iter().find(|row| row.function == function.0);
+        row.unwrap().packets
+    })
+}
+
+#[test]
+fn inspection_counts_what_each_queue_pair_met_by_packets() {
+    let mut pair = Pair::new();
+    let target = pair.b.region(&mut pair.device, 64, full());
+    let write =
+        |wr_id| Send::inline(Opcode::RDMA_WRITE, wr_id, b"x").remote(target.iova, target.key);
+    pair.a.send(&mut pair.device, &mut pair.qa, &write(1));
+    assert_eq!(of_qps(&pair), [None, None], "no packet so far");
+    short_timeout(&mut pair, 7);
+    both(&mut pair, slow());
+    let mut expected = [PacketCounters::default(); 2];
+
+    // A packet that is lost, so that the next one is behind a gap; both come again.
+    let drop = FaultRule::new(FaultPoint::Packet, FaultAction::Drop)
+        .node("a")
+        .nth(1);
+    pair.device.add_fault(drop).unwrap();
+    pair.a.write_send(&mut pair.qa, &write(2).blocks());
+    pair.a.send(&mut pair.device, &mut pair.qa, &write(3));
+    run(&mut pair, 500 * MS);
+    expected[0].tx_packets = 4;
+    expected[0].retransmitted_packets = 2;
+    expected[0].packet_seq_err = 1;
+    expected[1].out_of_sequence = 1;
+    assert_eq!(of_qps(&pair), expected.map(Some));
+
+    // An answer that is lost: the request comes again.
+    let drop = FaultRule::new(FaultPoint::Packet, FaultAction::Drop)
+        .node("b")
+        .nth(1);
+    pair.device.add_fault(drop).unwrap();
+    pair.a.send(&mut pair.device, &mut pair.qa, &write(4));
+    run(&mut pair, 500 * MS);
+    expected[0].tx_packets += 2;
+    expected[0].retransmitted_packets += 1;
+    expected[0].local_ack_timeout_err = 1;
+    expected[1].duplicate_request = 1;
+    assert_eq!(of_qps(&pair), expected.map(Some));
+
+    // A receiver that is not ready, until it is.
+    pair.a.send(
+        &mut pair.device,
+        &mut pair.qa,
+        &Send::inline(Opcode::SEND, 5, b"x"),
+    );
+    run(&mut pair, MS / 2);
+    expected[0].tx_packets += 1;
+    expected[0].rnr_nak_retry_err = 1;
+    assert_eq!(of_qps(&pair), expected.map(Some));
+    pair.b
+        .recv(&mut pair.device, &mut pair.qb, 6, &[target.sge(0, 8)]);
+    run(&mut pair, 500 * MS);
+    expected[0].tx_packets += 1;
+    expected[0].retransmitted_packets += 1;
+    assert_eq!(of_qps(&pair), expected.map(Some));
+    assert!(
+        pair.a
+            .completions(&mut pair.qa)
+            .iter()
+            .all(|wc| wc.status == WcStatus::SUCCESS)
+    );
+
+    // They outlive the failure that they explain, and not the reset.
+    both(&mut pair, cut());
+    pair.a.send(&mut pair.device, &mut pair.qa, &write(7));
+    run(&mut pair, 500 * MS);
+    let wc = pair.a.poll(&mut pair.qa).unwrap();
+    assert_eq!(wc.status, WcStatus::RETRY_EXC_ERR);
+    let [of_a, _] = of_qps(&pair);
+    assert_eq!(of_a.unwrap().local_ack_timeout_err, 1 + 8);
+    pair.a
+        .modify(&mut pair.device, &mut pair.qa, QpState::RESET);
+    assert_eq!(of_qps(&pair)[0], None);
 }
 
 #[test]
