@@ -14,6 +14,7 @@ use nic_emu::server::Loopback;
 use crate::units;
 
 mod bench;
+mod sight;
 mod stat;
 mod up;
 
@@ -21,6 +22,7 @@ pub(crate) use bench::{
     BenchCompare, BenchEffort, BenchOutput, BenchRdma, BenchRing, BenchSocket, Benchmark,
     Placement, RingMetric, SocketMetric, SocketPattern, SocketRoad,
 };
+pub(crate) use sight::Capture;
 pub(crate) use stat::Stat;
 
 const OVERVIEW: &str = "Example, in two terminals:
@@ -74,6 +76,8 @@ pub(crate) enum Command {
     Port(Port),
     /// Make chosen pieces of work fail.
     Fault(Fault),
+    /// Write what the ports of nodes see as a pcapng file of RoCEv2 frames, for Wireshark.
+    Capture(Capture),
     /// List connections, one a line: state, road, queues, credits, and why not the SAN.
     Ss(Ss),
     /// Check what this machine allows, and say how to get the rest.

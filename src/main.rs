@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod benchmark;
+mod capture;
 mod check;
 mod claim;
 mod cli;
@@ -70,6 +71,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Heal(arguments) => lab::link::heal(&arguments),
         Command::Port(arguments) => lab::link::port(&arguments),
         Command::Fault(arguments) => lab::fault::fault(&arguments),
+        Command::Capture(arguments) => capture::capture(&arguments),
         Command::Ss(arguments) => ss::ss(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Bench(command) => benchmark::bench(&command),

@@ -74,6 +74,13 @@ pub(crate) fn rate_bps(text: &str) -> Result<u64, String> {
         .ok_or_else(wrong)
 }
 
+/// A size in bytes: `64 MiB`, `1 MB`, `65536`.
+pub(crate) fn size_bytes(text: &str) -> Result<u64, String> {
+    let size = text.trim().parse::<bytesize::ByteSize>();
+    size.map(|size| size.as_u64())
+        .map_err(|_| format!("`{text}` is no size; write it as `64 MiB` or `1 MB`"))
+}
+
 /// A decimal number times ten to the power of `digits`, when that is a whole number.
 fn decimal(text: &str, digits: usize) -> Option<u64> {
     let text = text.trim();

@@ -5,6 +5,7 @@
 //! [`server`] as a process of its own, which [`control`] talks to; [`server::vfio`] serves any other device over vfio-user;
 //! [`conformance`] judges any device that speaks our interface.
 
+pub mod capture;
 pub mod cluster;
 pub mod conformance;
 pub mod control;

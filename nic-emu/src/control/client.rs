@@ -14,9 +14,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{
-    ChannelReply, Clock, Done, Engine, FaultAdded, Faults, FaultsRemoved, Healed, Inspected, Links,
-    Namespaces, NodeConfig, Note, Pong, Recorded, Refusal, Request, Stat,
+    CaptureReply, ChannelReply, Clock, Done, Engine, FaultAdded, Faults, FaultsRemoved, Healed,
+    Inspected, Links, Namespaces, NodeConfig, Note, Pong, Recorded, Refusal, Request, Stat,
 };
+use crate::capture::Reader;
 use crate::device::{LinkChange, LinkParameters, Topic};
 use crate::server::Namespace;
 use crate::server::fd_pass::{self, Wait};
@@ -244,6 +245,33 @@ pub fn inspect(socket: &Path, topics: &[Topic]) -> Result<Inspected, ControlErro
 /// [`ControlError`].
 pub fn recorder(socket: &Path, function: Option<u32>) -> Result<Recorded, ControlError> {
     ask(socket, &Request::Recorder { function }).map(|(reply, _)| reply)
+}
+
+/// Starts a capture of the ports of `nodes`, or of all when none is named, of at most `snaplen` bytes of a packet, through a ring of about
+/// `ring_bytes`. Dropping the descriptor ends it; that hangs up when the emulator ends.
+///
+/// # Errors
+/// [`ControlError`]; `Refused` for unknown nodes, impossible sizes, and when too many captures run.
+pub fn capture(
+    socket: &Path,
+    nodes: &[String],
+    snaplen: u32,
+    ring_bytes: u64,
+) -> Result<(CaptureReply, Reader, OwnedFd), ControlError> {
+    let request = Request::Capture {
+        nodes: nodes.to_vec(),
+        snaplen,
+        ring_bytes,
+    };
+    let (reply, fds): (CaptureReply, _) = ask(socket, &request)?;
+    let bad = |detail: String| ControlError::BadReply {
+        path: socket.to_owned(),
+        detail,
+    };
+    let [ring, lifeline] =
+        <[OwnedFd; 2]>::try_from(fds).map_err(|fds| bad(format!("{} descriptors", fds.len())))?;
+    let reader = Reader::new(&ring, reply.ring).map_err(|error| bad(error.to_string()))?;
+    Ok((reply, reader, lifeline))
 }
 
 /// Makes the engine stand still.

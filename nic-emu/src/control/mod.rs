@@ -14,6 +14,7 @@ pub mod client;
 pub(crate) mod connection;
 pub mod text;
 
+use crate::capture::Geometry;
 use crate::device::{
     Counters, FaultReport, Finding, Inspection, LinkParameters, LinkRow, Recording, Topic,
 };
@@ -112,6 +113,19 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         function: Option<u32>,
     },
+    /// What ports see, from now until the connection that comes with the answer is closed. Answered with [`CaptureReply`] and two
+    /// descriptors: the ring, and that connection.
+    Capture {
+        /// Nodes whose ports are captured; all when there are none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        nodes: Vec<String>,
+        /// Most bytes of a packet that are wanted.
+        #[serde(default = "whole_packets")]
+        snaplen: u32,
+        /// Size of the ring.
+        #[serde(default = "ring_bytes")]
+        ring_bytes: u64,
+    },
     /// Stand still. Answered with [`Engine`].
     Pause,
     /// Do one piece of work. Answered with [`Engine`], refused when it does not stand still.
@@ -120,6 +134,33 @@ pub enum Request {
     Continue,
     /// End. Answered with [`Done`] before it happens.
     Shutdown,
+}
+
+fn whole_packets() -> u32 {
+    65_535
+}
+
+fn ring_bytes() -> u64 {
+    16 << 20
+}
+
+/// Answer to CAPTURE.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CaptureReply {
+    /// True.
+    pub ok: bool,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// All nodes; records name them by their place here.
+    pub nodes: Vec<NodeEntry>,
+    /// Places of the captured ones.
+    pub ports: Vec<u16>,
+    /// Time since 1970 at which the device's clock stood at 0; 0 when its time is virtual.
+    pub epoch_ns: u64,
+    /// Time of the device's clock now.
+    pub now_ns: u64,
+    /// Shape of the ring.
+    pub ring: Geometry,
 }
 
 /// Answer to ADVANCE.
@@ -502,6 +543,14 @@ mod tests {
             (
                 r#"{"cmd":"recorder","function":3}"#,
                 Request::Recorder { function: Some(3) },
+            ),
+            (
+                r#"{"cmd":"capture","nodes":["a"],"snaplen":128,"ring_bytes":65536}"#,
+                Request::Capture {
+                    nodes: vec!["a".into()],
+                    snaplen: 128,
+                    ring_bytes: 65_536,
+                },
             ),
             (r#"{"cmd":"pause"}"#, Request::Pause),
             (r#"{"cmd":"step"}"#, Request::Step),

@@ -25,6 +25,7 @@ use ring_proto::ids::{FunctionId, NodeId};
 use ring_proto::status::QpState;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::capture::{CmSaid, CmSays};
 use super::cm_link::Notices;
 use super::holder::Holders;
 use super::qp::{QpRef, RNR_FOREVER};
@@ -232,6 +233,14 @@ impl Device {
         else {
             return Ok([0, 0]);
         };
+        if let Some(to) = to.filter(|&to| self.nodes.is_port_up(to)) {
+            let said = CmSaid {
+                says: CmSays::Request,
+                by: Some(connector),
+                to: None,
+            };
+            self.capture_cm_at_once(node, to, said, Some(&record));
+        }
         match self.find_listener(node, destination) {
             Ok(listener) => self.request(connector, listener, record, timeout_ms),
             Err(status) => self.answer_connector(connector, to, Some(status), None),

@@ -15,9 +15,11 @@ use ring_proto::ids::NodeId;
 use ring_proto::status::QpState;
 
 use super::Device;
+use super::capture::{CmSaid, CmSays, Sight};
 use super::packet::backoff_ns;
 use super::qp::QpRef;
 use super::timer::{Timer, TimerKey};
+use crate::capture::record;
 
 /// Messages on their way, by number.
 pub(crate) type Notices = BTreeMap<u64, Notice>;
@@ -94,9 +96,15 @@ impl Device {
             && self.links.is_impaired(from, to)
         {
             self.dispatch(from, to, News::Answer { connector, refusal }, until_ns);
-        } else {
-            self.answered(connector, refusal);
+            return;
         }
+        if let (Some(from), Some(to)) = (from, to)
+            && self.captures.is_on()
+            && let Some(said) = self.said_by(&News::Answer { connector, refusal })
+        {
+            self.capture_cm_at_once(from, to, said, None);
+        }
+        self.answered(connector, refusal);
     }
 
     fn answered(&mut self, connector: QpRef, refusal: Option<CmStatus>) {
@@ -104,6 +112,7 @@ impl Device {
             None => {
                 let peer = self.qp(connector).and_then(|qp| qp.peer);
                 let function = peer.map_or(0, |peer| peer.function.0);
+                self.capture_ready(connector, peer);
                 (EventType::CM_ESTABLISHED, function)
             }
             Some(status) => (EventType::CM_REJECTED, status.0),
@@ -157,6 +166,7 @@ impl Device {
         };
         notice.timer = None;
         if notice.is_sent {
+            self.capture_notice(id, true, 0);
             if let Some(notice) = self.take_notice(id) {
                 self.deliver(notice);
             }
@@ -175,10 +185,111 @@ impl Device {
         };
         let way = (notice.from, notice.to);
         let arrival = self.links.draw_notice(way, now_ns);
+        let fate = if arrival.is_none() { record::LOST } else { 0 };
         notice.is_sent = arrival.is_some();
         let at_ns = arrival.unwrap_or_else(|| now_ns.saturating_add(backoff_ns(notice.tries)));
         notice.tries = notice.tries.saturating_add(1);
         notice.timer = Some(self.timers.set(at_ns, Timer::Notice(id)));
+        self.capture_notice(id, false, fate);
+    }
+
+    /// What a message is to captures; `None` for what no adapter says.
+    fn said_by(&self, news: &News) -> Option<CmSaid> {
+        Some(match news {
+            News::Request { connector, .. } => CmSaid {
+                says: CmSays::Request,
+                by: Some(*connector),
+                to: None,
+            },
+            News::Answer {
+                connector,
+                refusal: None,
+            } => CmSaid {
+                says: CmSays::Reply,
+                by: self.qp(*connector)?.peer,
+                to: Some(*connector),
+            },
+            News::Answer {
+                refusal: Some(CmStatus::NO_ROUTE | CmStatus::PORT_DOWN | CmStatus::TIMED_OUT),
+                ..
+            } => return None,
+            News::Answer {
+                connector,
+                refusal: Some(status),
+            } => CmSaid {
+                says: CmSays::Refusal(*status),
+                by: None,
+                to: Some(*connector),
+            },
+            News::Gone { peer, gone } => CmSaid {
+                says: CmSays::Disconnect,
+                by: Some(*gone),
+                to: Some(*peer),
+            },
+        })
+    }
+
+    /// A message on its way is seen.
+    fn capture_notice(&mut self, id: u64, is_inbound: bool, fate: u8) {
+        if !self.captures.is_on() {
+            return;
+        }
+        let Some(notice) = self.cm.notices.get(&id) else {
+            return;
+        };
+        let Some(said) = self.said_by(&notice.news) else {
+            return;
+        };
+        let record = match &notice.news {
+            News::Request { record, .. } => Some(record.clone()),
+            _ => None,
+        };
+        let sight = Sight {
+            at_ns: self.clock.now_ns(),
+            from: notice.from,
+            to: notice.to,
+            is_inbound,
+            fate,
+            flipped: None,
+        };
+        self.capture_cm(sight, said, record.as_deref());
+    }
+
+    /// A connector has heard that it is connected, and says so.
+    fn capture_ready(&mut self, connector: QpRef, peer: Option<QpRef>) {
+        let node = |at: QpRef| self.functions.at(at.place).map(|function| function.node);
+        if self.captures.is_on()
+            && let Some(from) = node(connector)
+            && let Some(to) = peer.and_then(node)
+        {
+            let said = CmSaid {
+                says: CmSays::Ready,
+                by: Some(connector),
+                to: peer,
+            };
+            self.capture_cm_at_once(from, to, said, None);
+        }
+    }
+
+    /// A QP ends its connection with its peer, at once.
+    pub(crate) fn capture_end(&mut self, at: QpRef, peer: QpRef) {
+        let node = |at: QpRef| self.functions.at(at.place).map(|function| function.node);
+        if self.captures.is_on()
+            && let (Some(from), Some(to)) = (node(at), node(peer))
+        {
+            let mut said = CmSaid {
+                says: CmSays::Disconnect,
+                by: Some(at),
+                to: Some(peer),
+            };
+            self.capture_cm_at_once(from, to, said, None);
+            said = CmSaid {
+                says: CmSays::Disconnected,
+                by: Some(peer),
+                to: Some(at),
+            };
+            self.capture_cm_at_once(to, from, said, None);
+        }
     }
 
     /// Takes a message off its way, with its timers.
@@ -219,6 +330,12 @@ impl Device {
             News::Answer { connector, refusal } => self.answered(connector, refusal),
             News::Gone { peer, gone } => {
                 if self.qp(peer).is_some_and(|other| other.peer == Some(gone)) {
+                    let said = CmSaid {
+                        says: CmSays::Disconnected,
+                        by: Some(peer),
+                        to: Some(gone),
+                    };
+                    self.capture_cm_at_once(notice.to, notice.from, said, None);
                     self.peer_ended(peer);
                 }
             }

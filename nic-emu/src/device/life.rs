@@ -169,6 +169,7 @@ impl Device {
         if let Some(peer) = connected
             && !self.end_over_link(at, peer)
         {
+            self.capture_end(at, peer);
             self.peer_ended(peer);
         }
     }

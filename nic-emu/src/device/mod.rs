@@ -16,6 +16,7 @@
 //!  packet   the same over a link that is not perfect      link       loss, delay, order of packets
 //!  cq eq    what the client polls; cq_change: resize, moderation
 //!  qp life  states, flush, orphans; modify: QP_MODIFY      port       a node's port, up or down
+//!  capture  what ports see, for readers outside
 //!  validate recorder pause inspect diagnosis: what helps to find faults           fault     faults on purpose
 //!  admin cm holder registers   control                     timer table node counters
 //! ```
@@ -31,6 +32,7 @@ use ring_proto::ids::{FunctionId, NodeId};
 mod admin;
 mod atomic;
 mod burst;
+mod capture;
 mod cm;
 mod cm_link;
 mod counters;
@@ -81,6 +83,7 @@ pub use inspect::{
 pub(crate) use link::{Circumstances, Direction, LinkTable, Passage};
 pub use link::{LinkChange, LinkCounters, LinkParameters, LinkRow, LinkTrace};
 pub use node::NodeInfo;
+pub(crate) use packet::wire;
 pub use pause::{PauseOn, Stepped};
 pub use recorder::{EVENTS as RECORDER_EVENTS, EventRow, Recording};
 pub use validate::{DecodedSge, DecodedWqe, Finding, Rule, RuleCount, UnknownRule};
@@ -152,6 +155,7 @@ pub struct Device {
     work: engine::Work,
     diagnosis: diagnosis::Diagnosis,
     faults: fault::Faults,
+    captures: capture::Captures,
 }
 
 impl Device {
@@ -175,6 +179,7 @@ impl Device {
             cm: cm::Cm::default(),
             work: engine::Work::default(),
             faults: fault::Faults::default(),
+            captures: capture::Captures::default(),
         }
     }
 

@@ -95,6 +95,11 @@ enum Source {
     },
     Channel(Channel),
     Process(Box<Process>),
+    /// Whoever asked for a capture holds the other end.
+    Capture {
+        socket: OwnedFd,
+        id: u32,
+    },
 }
 
 impl AsFd for Source {
@@ -109,6 +114,7 @@ impl AsFd for Source {
             Self::Session { session, .. } => session.as_fd(),
             Self::Channel(channel) => channel.as_fd(),
             Self::Process(process) => process.as_fd(),
+            Self::Capture { socket, .. } => socket.as_fd(),
         }
     }
 }
@@ -390,6 +396,8 @@ impl Reactor {
             } => self.session(session, *node, *family),
             Source::Channel(channel) => Ok(self.channel(channel)),
             Source::Process(process) => self.process(process),
+            // Nothing is ever said over it: it has hung up.
+            Source::Capture { .. } => Ok(Turn::Close),
         }
     }
 
@@ -427,6 +435,7 @@ impl Reactor {
                     self.ledger.fold(process.node, telemetry.totals());
                 }
             }
+            Source::Capture { id, .. } => engine.call(move |device| device.stop_capture(id))?,
             Source::Stop(_)
             | Source::Signals(_)
             | Source::ControlListener(_)

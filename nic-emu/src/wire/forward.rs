@@ -125,6 +125,7 @@ impl Forwarder {
             at_ns,
             is_doubled,
             flip,
+            ..
         } = passage
         else {
             return;

@@ -9,6 +9,7 @@
 mod admin;
 mod atomics;
 mod bursts;
+mod captures;
 mod client;
 mod cm;
 mod completion;

@@ -81,6 +81,11 @@ fn requests() -> Vec<Request> {
             topics: vec![Topic::Qps],
         },
         Request::Recorder { function: Some(1) },
+        Request::Capture {
+            nodes: vec!["a".into()],
+            snaplen: 64,
+            ring_bytes: 65_536,
+        },
         // Not last: the engine goes on after it.
         Request::Pause,
         Request::Step,
@@ -123,9 +128,14 @@ fn requests() -> Vec<Request> {
         Request::FaultAdd { rule: _ } => 17,
         Request::Advance { ns: _ } => 18,
         Request::Namespaces { node: _ } => 19,
+        Request::Capture {
+            nodes: _,
+            snaplen: _,
+            ring_bytes: _,
+        } => 20,
     };
     let kinds: BTreeSet<_> = all.iter().map(kind).collect();
-    assert!(kinds.into_iter().eq(0..20));
+    assert!(kinds.into_iter().eq(0..21));
     all
 }
 
@@ -282,6 +292,28 @@ fn rows(request: &str, key: &str) -> Option<Vec<(&'static str, Answer)>> {
                 ("4294967295", Done),
             ],
         ],
+        ("capture", "nodes") => &[&[
+            ("null", NoRequest),
+            ("\"a\"", NoRequest),
+            ("[7]", NoRequest),
+            ("[\"z\"]", Refused),
+            ("[\"a\",\"a\"]", Done),
+            ("[]", Done),
+        ]],
+        ("capture", "snaplen") => &[
+            NO_U64,
+            NO_U32,
+            &[("0", Refused), ("63", Refused), ("65536", Refused)],
+        ],
+        ("capture", "ring_bytes") => &[
+            NO_U64,
+            &[
+                ("0", Refused),
+                ("65535", Refused),
+                ("268435457", Refused),
+                ("18446744073709551615", Refused),
+            ],
+        ],
         _ => return None,
     };
     Some(lists.concat())
@@ -373,6 +405,7 @@ fn requests_key_by_key() {
                 ("fault_add", "at" | "action" | "status" | "delay_ns" | "code") => Refused,
                 ("fault_add", key) if key != "cmd" => Done,
                 (_, "parameters" | "both" | "topics" | "function" | "id") => Done,
+                ("capture", "nodes" | "snaplen" | "ring_bytes") => Done,
                 _ => NoRequest,
             };
             assert_eq!(answer, expected, "{what} without {key}");

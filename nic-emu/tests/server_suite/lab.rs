@@ -36,7 +36,7 @@ fn agree(page: &Value, told: &Value) -> bool {
                 && told.contains_key("engine")
                 || page.len() == told.len()
                     && page.iter().all(|(key, value)| match key.as_str() {
-                        "emulator_pid" | "now_ns" => told[key].is_u64(),
+                        "emulator_pid" | "now_ns" | "epoch_ns" => told[key].is_u64(),
                         _ => told.get(key).is_some_and(|other| agree(value, other)),
                     })
         }

@@ -12,9 +12,11 @@ use std::collections::HashMap;
 use ring_proto::ids::NodeId;
 use serde::{Deserialize, Serialize};
 
+use super::capture::Sight;
 use super::fault::Fate;
 use super::timer::Timer;
 use super::{Device, DeviceError};
+use crate::capture::record;
 
 mod change;
 mod model;
@@ -114,6 +116,8 @@ struct Flight {
     from: NodeId,
     to: NodeId,
     frame: Vec<u8>,
+    /// The bit that has flipped, with the fate that captures tell.
+    flipped: Option<u32>,
 }
 
 /// All links.
@@ -272,10 +276,22 @@ impl Device {
         };
         let link = self.links.link(from, to);
         let passage = link.direction.lock().admit(now_ns, frame.len(), met);
+        if self.captures.is_on() {
+            let sight = Sight {
+                at_ns: now_ns,
+                from,
+                to,
+                is_inbound: false,
+                fate: passage.as_captured(),
+                flipped: None,
+            };
+            self.captures.packet(sight, &frame);
+        }
         let Passage::Arrives {
             at_ns,
             is_doubled,
             flip,
+            ..
         } = passage
         else {
             self.links.note(now_ns, 1, from, to, &frame);
@@ -283,28 +299,64 @@ impl Device {
         };
         self.links.note(now_ns, 2, from, to, &frame);
         if is_doubled {
-            self.fly(at_ns, from, to, frame.clone());
+            let frame = frame.clone();
+            self.fly(
+                at_ns,
+                Flight {
+                    from,
+                    to,
+                    frame,
+                    flipped: None,
+                },
+            );
         }
-        if let Some(draw) = flip {
-            flip_bit(&mut frame, draw);
-        }
-        self.fly(at_ns, from, to, frame);
+        let flipped = flip.and_then(|draw| flip_bit(&mut frame, draw));
+        self.fly(
+            at_ns,
+            Flight {
+                from,
+                to,
+                frame,
+                flipped,
+            },
+        );
     }
 
-    fn fly(&mut self, arrival_ns: u64, from: NodeId, to: NodeId, frame: Vec<u8>) {
+    fn fly(&mut self, arrival_ns: u64, flight: Flight) {
         self.links.last_flight += 1;
         let id = self.links.last_flight;
-        self.links.flights.insert(id, Flight { from, to, frame });
+        self.links.flights.insert(id, flight);
         self.timers.set(arrival_ns, Timer::Arrival(id));
     }
 
     /// A packet has come to the end of its link.
     pub(crate) fn arrival_timer(&mut self, id: u64) {
         // Forgotten ones left their timer behind.
-        let Some(Flight { from, to, frame }) = self.links.flights.remove(&id) else {
+        let Some(flight) = self.links.flights.remove(&id) else {
             return;
         };
+        let Flight {
+            from,
+            to,
+            frame,
+            flipped,
+        } = flight;
         let now_ns = self.clock.now_ns();
+        if self.captures.is_on() {
+            let sight = Sight {
+                at_ns: now_ns,
+                from,
+                to,
+                is_inbound: true,
+                fate: if flipped.is_some() {
+                    record::DAMAGED
+                } else {
+                    0
+                },
+                flipped,
+            };
+            self.captures.packet(sight, &frame);
+        }
         self.links.note(now_ns, 3, from, to, &frame);
         let is_whole = self.frame_arrived(&frame);
         let mut model = self.links.link(from, to).direction.lock();
@@ -313,11 +365,11 @@ impl Device {
     }
 }
 
-fn flip_bit(frame: &mut [u8], draw: u64) {
+/// Flips a bit; which.
+pub(crate) fn flip_bit(frame: &mut [u8], draw: u64) -> Option<u32> {
     let bits = (frame.len() as u64 * 8).max(1);
     let bit = draw % bits;
-    let place = usize::try_from(bit / 8).ok();
-    if let Some(byte) = place.and_then(|at| frame.get_mut(at)) {
-        *byte ^= 1 << (bit % 8);
-    }
+    let place = usize::try_from(bit / 8).ok()?;
+    *frame.get_mut(place)? ^= 1 << (bit % 8);
+    u32::try_from(bit).ok()
 }

@@ -13,6 +13,7 @@ use ring_proto::ids::NodeId;
 
 use super::random::Random;
 use super::{LinkCounters, LinkParameters};
+use crate::capture::record;
 use crate::device::fault::Fate;
 
 /// One direction.
@@ -33,16 +34,41 @@ pub(crate) struct Model {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Passage {
     /// It never arrives.
-    Lost,
+    Lost {
+        /// Nothing does.
+        is_cut: bool,
+    },
     /// It arrives.
     Arrives {
         /// When.
         at_ns: u64,
+        /// Later than others behind it.
+        is_held: bool,
         /// Twice.
         is_doubled: bool,
         /// With one bit flipped: the draw that says which.
         flip: Option<u64>,
     },
+}
+
+impl Passage {
+    /// The bits by which captures tell of it.
+    pub(crate) fn as_captured(self) -> u8 {
+        match self {
+            Self::Lost { is_cut: true } => record::CUT,
+            Self::Lost { is_cut: false } => record::LOST,
+            Self::Arrives {
+                is_held,
+                is_doubled,
+                flip,
+                ..
+            } => {
+                u8::from(is_held) * record::HELD
+                    | u8::from(is_doubled) * record::DOUBLED
+                    | u8::from(flip.is_some()) * record::DAMAGED
+            }
+        }
+    }
 }
 
 /// What a packet meets besides the link's own parameters.
@@ -92,7 +118,7 @@ impl Model {
         let start_ns = self.busy_until_ns.max(now_ns);
         if queue_ns.is_some_and(|most| start_ns - now_ns > most) {
             self.counters.lost += 1;
-            return Passage::Lost;
+            return Passage::Lost { is_cut: false };
         }
         let bits = (len_bytes as u64).saturating_mul(8);
         let wire_ns = bits
@@ -102,7 +128,9 @@ impl Model {
         self.busy_until_ns = start_ns.saturating_add(wire_ns);
         if is_lost || self.is_cut() {
             self.counters.lost += 1;
-            return Passage::Lost;
+            return Passage::Lost {
+                is_cut: self.is_cut(),
+            };
         }
         let on_way_ns = parameters.latency_ns.saturating_add(jitter_ns);
         let in_order_ns = self
@@ -121,6 +149,7 @@ impl Model {
         }
         Passage::Arrives {
             at_ns: at_ns.saturating_add(fate.delay_ns),
+            is_held,
             is_doubled,
             flip: is_corrupt.then_some(flip),
         }

@@ -19,7 +19,7 @@ mod bytes;
 mod requester;
 mod responder;
 mod window;
-mod wire;
+pub(crate) mod wire;
 
 pub(crate) use attributes::{PSN_MASK, Transport, rnr_wait_ns};
 
@@ -70,6 +70,7 @@ impl Device {
         };
         self.links.is_impaired(own, other)
             || self.links.is_impaired(other, own)
+            || self.captures_want_packets(own, other)
             || qp
                 .peer
                 .is_some_and(|peer| self.faults_want_packets((at, own), (peer, other)))

@@ -27,6 +27,8 @@ pub(super) struct Responder {
     expected: u32,
     /// The gap before the packets that came was told.
     has_naked: bool,
+    /// Messages completed, 24 bits count.
+    msn: u32,
     /// The message that arrives, without memory of its own.
     arriving: Option<Box<SendWork>>,
     /// Request that failed, and how.
@@ -54,6 +56,7 @@ impl Responder {
         Self {
             expected: transport.rq_psn,
             has_naked: false,
+            msn: 0,
             arriving: None,
             fatal: None,
             atomics: VecDeque::new(),
@@ -131,16 +134,17 @@ impl Device {
         match done {
             Ok(()) => {}
             Err(Refusal::NotReady) => {
-                let answer = Header {
-                    opcode: wire::RNR_NAK,
-                    timer,
-                    psn,
-                    ..Header::default()
-                };
                 // What follows in flight is not a gap: it comes again behind this one.
                 if let Some(responder) = self.responder(own) {
                     responder.has_naked = true;
                 }
+                let answer = Header {
+                    opcode: wire::RNR_NAK,
+                    timer,
+                    psn,
+                    imm: self.msn(own),
+                    ..Header::default()
+                };
                 self.send_frame(own, from, answer, &[]);
             }
             Err(Refusal::Error(status, syndrome)) => {
@@ -203,7 +207,9 @@ impl Device {
         }
         let responder = self.responder(own).ok_or(BAD_SEQUENCE)?;
         responder.expected = later(header.psn, 1);
-        if !is_whole {
+        if is_whole {
+            responder.msn = later(responder.msn, 1);
+        } else {
             responder.arriving = Some(work);
         }
         if header.has(wire::ACK_REQUEST) {
@@ -277,6 +283,8 @@ impl Device {
     /// A READ, in its turn.
     fn read_request(&mut self, own: QpRef, from: QpRef, header: &Header) -> Result<(), Refusal> {
         self.check_responder_depth(own, from)?;
+        let responder = self.responder(own).ok_or(BAD_SEQUENCE)?;
+        responder.msn = later(responder.msn, 1);
         let packets = self
             .answer_read(own, from, header)
             .map_err(|(status, syndrome)| {
@@ -302,11 +310,20 @@ impl Device {
             let before = packet * mtu;
             let len = (header.length - before).min(mtu);
             let bytes = self.read_remote(own, &work, header.offset + before, len)?;
+            let mut flags = 0;
+            if packet == 0 {
+                flags |= wire::FIRST;
+            }
+            if packet + 1 == packets {
+                flags |= wire::LAST;
+            }
             let answer = Header {
                 opcode: wire::READ_RESPONSE,
+                flags,
                 psn: later(header.psn, packet),
                 offset: header.offset + before,
                 length: len,
+                imm: self.msn(own),
                 ..Header::default()
             };
             self.send_frame(own, from, answer, &bytes);
@@ -334,6 +351,7 @@ impl Device {
         self.atomic(own, &work, Some(original.as_mut_ptr()))?;
         let responder = self.responder(own).ok_or(BAD_SEQUENCE)?;
         responder.expected = later(header.psn, 1);
+        responder.msn = later(responder.msn, 1);
         if responder.atomics.len() == SAVED {
             responder.atomics.pop_front();
         }
@@ -345,8 +363,10 @@ impl Device {
     fn answer_atomic(&mut self, own: QpRef, from: QpRef, psn: u32, original: [u8; 8]) {
         let answer = Header {
             opcode: wire::READ_RESPONSE,
+            flags: wire::ATOMIC,
             psn,
             length: 8,
+            imm: self.msn(own),
             ..Header::default()
         };
         self.send_frame(own, from, answer, &original);
@@ -394,6 +414,7 @@ impl Device {
         let answer = Header {
             opcode: wire::ACK,
             psn: later(expected, super::attributes::PSN_MASK),
+            imm: self.msn(own),
             ..Header::default()
         };
         self.send_frame(own, from, answer, &[]);
@@ -405,9 +426,14 @@ impl Device {
             psn,
             status: status.0,
             syndrome: syndrome.0.into(),
+            imm: self.msn(own),
             ..Header::default()
         };
         self.send_frame(own, from, answer, &[]);
+    }
+
+    fn msn(&mut self, own: QpRef) -> u32 {
+        self.responder(own).map_or(0, |responder| responder.msn)
     }
 }
 

@@ -23,7 +23,7 @@ use super::attributes::PSN_MASK;
 pub(crate) struct Header {
     /// Opcode of a send WQE, or [`READ_RESPONSE`], [`ACK`], [`NAK`], [`RNR_NAK`].
     pub(crate) opcode: u8,
-    /// [`FIRST`], [`LAST`], [`ACK_REQUEST`], [`SOLICITED`].
+    /// [`FIRST`], [`LAST`], [`ACK_REQUEST`], [`SOLICITED`], [`ATOMIC`]. Of a READ response: within those of its request.
     pub(crate) flags: u8,
     /// NAK: status for the requester, or 0 for a gap in the sequence.
     pub(crate) status: u8,
@@ -40,7 +40,7 @@ pub(crate) struct Header {
     pub(crate) offset: u32,
     pub(crate) remote_addr: u64,
     pub(crate) rkey: u32,
-    /// Immediate; READ request: bytes of a full response.
+    /// Immediate; READ request: bytes of a full response; response: how many messages the responder has completed.
     pub(crate) imm: u32,
     /// Bytes of payload; READ request: bytes wanted.
     pub(crate) length: u32,
@@ -67,6 +67,9 @@ pub(crate) const LAST: u8 = 2;
 pub(crate) const ACK_REQUEST: u8 = 4;
 /// The message is solicited.
 pub(crate) const SOLICITED: u8 = 8;
+
+/// The response is the original value of an atomic.
+pub(crate) const ATOMIC: u8 = 16;
 
 impl Header {
     /// The frame with a payload.

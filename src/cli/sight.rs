@@ -1,0 +1,50 @@
+//! Arguments of the commands that look: capture, topo, top.
+//!
+//! Place: part of [`super::Cli`]; `capture`, `topo` and `top` take them. Invariants: those of [`super`].
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::units;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sanlab capture -o all.pcapng                            every node, until Ctrl-C
+  sanlab capture a -o a.pcapng -c 1000
+  sanlab capture a -o - | tshark -r -                     or wireshark -k -i -
+  sanlab capture a b -o x.pcapng --filter 'kind=cm,response fate!=lost'
+
+Frames are RoCEv2 with what the link did to each in its comment; connections
+of a captured node go by packets meanwhile, on perfect links too. Filters have
+terms KEY=VALUE[,VALUE] and KEY!=VALUE, all of which must hold: from, to and
+peer (nodes), dir (in, out), kind (cm, request, response), operation (SEND,
+RDMA_WRITE, ACK, REQ, ...), qpn, fate (lost, cut, held, doubled, damaged).")]
+pub(crate) struct Capture {
+    /// Nodes whose ports are captured [default: all].
+    #[arg(value_name = "NODE")]
+    pub(crate) nodes: Vec<String>,
+    /// The pcapng file; `-` is standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// Keep frames that fit, as `peer=b operation=SEND`.
+    #[arg(
+        long,
+        value_name = "FILTER",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) filter: String,
+    /// Keep so many bytes of each frame.
+    #[arg(short, long, value_name = "BYTES", default_value_t = 65_535, value_parser = clap::value_parser!(u32).range(64..=65_535))]
+    pub(crate) snaplen: u32,
+    /// End after so many frames.
+    #[arg(short, long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// Room for frames that are not written yet, as `64 MiB`; what finds none is dropped and counted.
+    #[arg(long, value_name = "SIZE", default_value = "16 MiB", value_parser = units::size_bytes)]
+    pub(crate) ring: u64,
+    /// The cluster [default: the only one that runs].
+    #[arg(long, value_name = "CLUSTER")]
+    pub(crate) cluster: Option<String>,
+}
