@@ -366,7 +366,7 @@ fn prepare(arguments: &cli::Emulator) -> anyhow::Result<(ClusterPlan, Claim, Vec
     signals::unblock_all()?;
     signals::end_with_parent(arguments.parent)?;
     if arguments.detached {
-        nix::unistd::setsid().context("cannot leave the session of the terminal")?;
+        signals::leave_terminal()?;
         // Nobody shall find a directory in use because a cluster was started there.
         std::env::set_current_dir("/").context("cannot leave the working directory")?;
     }

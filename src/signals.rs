@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd;
+use nix::unistd::{self, Pid};
 
 /// SIGINT, SIGTERM and SIGHUP as a descriptor: readable once the user wants the command to end.
 #[derive(Debug)]
@@ -101,6 +101,17 @@ pub(crate) enum Waited {
     Ready(usize),
     /// Nothing came in time.
     TimedOut,
+}
+
+/// Leaves the terminal: neither its keys nor its end concern this process any more.
+///
+/// Not by a session of its own: the kernel gives each session its share of the processors (`sched_autogroup` in sched(7)), and who yields
+/// gives way to its own session only. The NIC has to take turns with the programs that were started beside it.
+pub(crate) fn leave_terminal() -> anyhow::Result<()> {
+    let this = Pid::from_raw(0);
+    unistd::setpgid(this, this).context("cannot leave the process group of the terminal")?;
+    let hang_up: SigSet = std::iter::once(Signal::SIGHUP).collect();
+    hang_up.thread_block().context("cannot block SIGHUP")
 }
 
 /// Waits until `fd` is readable; false when the time is over.

@@ -190,6 +190,25 @@ fn down_ends_an_emulator_that_does_not_answer() {
 }
 
 #[test]
+fn a_detached_emulator_stays_in_the_session_and_heeds_no_hang_up() {
+    let lab = Lab::new("a_detached_emulator_stays_in_the_session_and_heeds_no_hang_up");
+    lab.succeed(&["up", "--detach"]);
+    let list = lab.json(&["ls", "--json"]);
+    let emulator = i32::try_from(list["clusters"][0]["emulator_pid"].as_u64().unwrap()).unwrap();
+    let pid = nix::unistd::Pid::from_raw(emulator);
+    // The kernel shares the processors among sessions: the NIC belongs to that of the programs.
+    let session = nix::unistd::getsid(Some(pid)).unwrap();
+    assert_eq!(session, nix::unistd::getsid(None).unwrap());
+    // Keys of the terminal go to another group.
+    assert_eq!(nix::unistd::getpgid(Some(pid)).unwrap(), pid);
+    nix::sys::signal::kill(pid, Signal::SIGHUP).unwrap();
+    // It answers, so it lives.
+    assert_eq!(lab.json(&["stat", "--json"])["emulator_pid"], emulator);
+    lab.succeed(&["down"]);
+    assert_eq!(lab.leftovers(), [""; 0]);
+}
+
+#[test]
 fn without_a_cluster_commands_say_how_to_start_one() {
     let lab = Lab::new("without_a_cluster_commands_say_how_to_start_one");
     for command in [

@@ -54,6 +54,8 @@ pub(crate) struct Work {
     pub(crate) failing: Vec<(u32, Syndrome)>,
     /// Time of the present round.
     pub(crate) now_ns: u64,
+    /// Vectors were fired in the present round.
+    has_fired: bool,
     /// When to look for functions to turn cold.
     next_cool_ns: u64,
 }
@@ -73,6 +75,7 @@ impl Device {
         if self.diagnosis.pause.is_frozen() {
             return Pumped::default();
         }
+        self.work.has_fired = false;
         let served = self.round(TURNS_PER_ROUND);
         if self.diagnosis.pause.is_frozen() {
             self.clock.freeze();
@@ -80,6 +83,7 @@ impl Device {
         Pumped {
             served,
             next_timer_ns: self.next_due_ns(),
+            has_fired: self.work.has_fired,
         }
     }
 
@@ -395,6 +399,7 @@ impl Device {
             && let Some(function) = self.functions.at_mut(place)
         {
             function.vectors.fire(vectors);
+            self.work.has_fired = true;
         }
     }
 

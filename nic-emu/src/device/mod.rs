@@ -139,6 +139,8 @@ pub struct Pumped {
     pub served: u64,
     /// Time of the device's clock ([`Device::now_ns`]) at which a timer runs out.
     pub next_timer_ns: Option<u64>,
+    /// It fired vectors: somebody was woken, who may have an answer.
+    pub has_fired: bool,
 }
 
 /// The device. See the module.

@@ -25,6 +25,7 @@ mod config;
 pub(crate) mod epoll;
 mod error;
 pub(crate) mod fd_pass;
+mod idle;
 mod inspect;
 mod lab;
 mod listen;

@@ -21,17 +21,9 @@ use ring_proto::sync::{AtomicU32, Ordering};
 
 use super::epoll::{EventBuffer, Poller, Token, WakeFd};
 use super::error::{ServeError, system};
+use super::idle::{Idle, Next};
 use crate::device::{Device, DeviceError};
 
-/// How long an engine without work yields before it parks. Measured: under 20 us parties that take turns seldom sleep.
-const SPIN: Duration = Duration::from_micros(20);
-/// A yield that takes longer went to a program that computes: then a parked engine, which is woken past it, answers sooner than one
-/// that yields.
-const CROWDED: Duration = Duration::from_micros(200);
-/// How long an engine that met a crowd parks without yielding first; doubled each time it meets it again.
-const CROWDED_FOR: Duration = Duration::from_millis(20);
-/// Doublings at most: 640 ms.
-const CROWDED_LEVELS: u32 = 5;
 /// How often a busy engine looks for kicks of cold functions.
 const KICK_CHECK: Duration = Duration::from_micros(50);
 /// Token of the call eventfd; function ids are never 0.
@@ -237,15 +229,12 @@ fn token(function: FunctionId) -> Token {
 impl Engine {
     fn run(&mut self, shared: &Shared) {
         let mut events = EventBuffer::new(64);
-        let mut idle_since: Option<Instant> = None;
         let mut kicks_checked = Instant::now();
-        let mut crowded_until = kicks_checked;
-        let mut crowded_level = 0;
+        let mut idle = Idle::new(kicks_checked);
         while !self.stop {
             // Relaxed: a hint; the calls themselves come from under the lock, and a missed hint still has its eventfd.
             if shared.waiting.load(Ordering::Relaxed) != 0 {
                 self.run_calls(shared);
-                idle_since = None;
                 if self.stop {
                     // Not one more round: it may park, and nobody would wake it.
                     break;
@@ -254,37 +243,30 @@ impl Engine {
             let pumped = self.device.pump();
             let now = Instant::now();
             if pumped.served > 0 {
-                idle_since = None;
+                idle.worked(pumped.has_fired);
                 if now.duration_since(kicks_checked) >= KICK_CHECK {
                     kicks_checked = now;
                     self.take_events(&mut events, Some(0));
                 }
                 continue;
             }
-            let idle_for = now.duration_since(*idle_since.get_or_insert(now));
-            if now >= crowded_until && idle_for < SPIN {
-                // Yield, not pause: the parties may share this core.
+            if idle.next(now) == Next::Yield {
+                // Not a pause: the parties may share this core.
                 let _ = nix::sched::sched_yield();
-                let after = Instant::now();
-                if after.duration_since(now) > CROWDED {
-                    crowded_until = after + CROWDED_FOR * (1 << crowded_level);
-                    crowded_level = (crowded_level + 1).min(CROWDED_LEVELS);
-                }
+                idle.yielded(now, Instant::now());
                 continue;
             }
-            if now >= crowded_until {
-                // A whole wait without a crowd.
-                crowded_level = crowded_level.saturating_sub(1);
-            }
-            idle_since = None;
             if self.device.try_park() {
                 let timeout = pumped
                     .next_timer_ns
                     .filter(|_| !self.device.is_time_virtual())
                     .map(|at| at.saturating_sub(self.device.now_ns()));
-                self.take_events(&mut events, timeout);
+                let is_kicked = self.take_events(&mut events, timeout);
                 self.device.unpark();
                 kicks_checked = Instant::now();
+                if is_kicked {
+                    idle.slept(now, kicks_checked);
+                }
             }
         }
     }
@@ -326,19 +308,22 @@ impl Engine {
         }
     }
 
-    /// Waits for calls and kicks and makes the kicked functions hot.
-    fn take_events(&mut self, events: &mut EventBuffer, timeout_ns: Option<u64>) {
+    /// Waits for calls and kicks and makes the kicked functions hot. Whether there were any.
+    fn take_events(&mut self, events: &mut EventBuffer, timeout_ns: Option<u64>) -> bool {
         // epoll_wait fails for a bad buffer or descriptor only, and both are ours.
         let Ok(events) = self.poller.wait(events, timeout_ns) else {
-            return;
+            return false;
         };
+        let mut is_kicked = false;
         for token in events {
             if token != CALLS
                 && let Ok(function) = u32::try_from(token.0)
             {
                 self.device.kicked(FunctionId(function));
+                is_kicked = true;
             }
         }
+        is_kicked
     }
 }
 

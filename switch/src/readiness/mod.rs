@@ -11,15 +11,14 @@ mod nested;
 pub mod poll;
 mod registration;
 pub mod sleeping;
+mod spinning;
 mod vectors;
 
-use core::cell::Cell;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use driver::spi::Waiter;
 
-use crate::outcome::now_ns;
 use crate::provider_table::ProviderRef;
 use crate::session::Conn;
 use crate::socket::{Stage, SwitchSocket};
@@ -27,14 +26,8 @@ use crate::switch::Switch;
 use crate::table::Table;
 use crate::waiters::{Sleep, Waiters};
 
-/// How long a thread yields the processor and looks again before it sleeps: a party on the same core answers within that.
-pub const SPIN_NS: u64 = 20_000;
-/// A yield that takes longer went to a program that computes: there is a crowd on this processor.
-const CROWDED_NS: u64 = 200_000;
-/// How long a thread that met a crowd sleeps without spinning first; doubled each time it meets it again.
-const CROWDED_FOR_NS: u64 = 20_000_000;
-/// Doublings at most: 640 ms.
-const CROWDED_LEVELS: u32 = 5;
+pub use spinning::{spin, woke};
+
 /// How soon a wait ends that could not arm everything it waits for.
 pub const BLIND_NS: u64 = 5_000_000;
 /// How soon a wait for a connect under way looks again: its event object may be another's by then.
@@ -186,42 +179,5 @@ pub fn arm(desk: &Desk, socket: &SwitchSocket, sleep: &mut Sleep) {
     }
     if let Some(left_ns) = conn.patience_left_ns() {
         sleep.limit(left_ns);
-    }
-}
-
-thread_local! {
-    /// Until then this thread does not spin: somebody else wants its processor. A cell without destructor.
-    static CROWDED_UNTIL_NS: Cell<u64> = const { Cell::new(0) };
-    /// How often it met one lately.
-    static CROWDED_LEVEL: Cell<u32> = const { Cell::new(0) };
-}
-
-/// Yields the processor and asks until there is an answer, or it is time to sleep.
-///
-/// Who yields is run again when the others on its processor had their turns: parties to a conversation take microseconds, a program
-/// that computes takes milliseconds. A sleeper is woken past such a program, so beside one this thread sleeps at once for a while.
-pub fn spin<T>(mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let mut now = now_ns();
-    if now < CROWDED_UNTIL_NS.get() {
-        return None;
-    }
-    let end = now.saturating_add(SPIN_NS);
-    loop {
-        if let Some(answer) = ask() {
-            return Some(answer);
-        }
-        let before = now_ns();
-        if before >= end {
-            CROWDED_LEVEL.set(CROWDED_LEVEL.get().saturating_sub(1));
-            return None;
-        }
-        crate::sys::yield_now();
-        now = now_ns();
-        if now.saturating_sub(before) > CROWDED_NS {
-            let level = CROWDED_LEVEL.get();
-            CROWDED_UNTIL_NS.set(now.saturating_add(CROWDED_FOR_NS << level));
-            CROWDED_LEVEL.set((level + 1).min(CROWDED_LEVELS));
-            return ask();
-        }
     }
 }

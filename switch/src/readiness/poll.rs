@@ -9,7 +9,8 @@
 use std::os::fd::RawFd;
 
 use super::{
-    CONNECT_NS, Desk, Look, REARMS, arm, arm_pending, drive, glance, is_pending, look, spin,
+    BLIND_NS, CONNECT_NS, Desk, Look, REARMS, arm, arm_pending, drive, glance, is_pending, look,
+    spin, woke,
 };
 use crate::socket::SwitchSocket;
 use crate::sys;
@@ -142,6 +143,7 @@ pub fn round(
 
 /// After the wait: gives the vectors back. Not called by a thread that never came back.
 pub fn woken(desk: &Desk, work: &[libc::pollfd], state: &mut PollState) {
+    woke();
     state.sleep.look(desk.waiters, work);
     desk.waiters.wake(&mut state.sleep);
 }

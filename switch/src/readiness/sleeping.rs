@@ -20,6 +20,7 @@ use ring_proto::sync::{AtomicU32, Ordering, fence};
 use super::epoll::{EpollSet, Event, SetState};
 use super::registration::change;
 use super::vectors::{Mark, OURS};
+use super::woke;
 use crate::event::EventFd;
 use crate::sys::{self, SysResult};
 use crate::table::{FDS, Kind, Table};
@@ -121,6 +122,7 @@ impl EpollSet {
     /// Ends a wait that [`Self::scan`] began with [`super::epoll::Scan::Sleep`]; `is_plain`: in the program's set itself. A thread that
     /// never comes back costs wake-ups nobody needs.
     pub fn slept(&self, is_plain: bool) {
+        woke();
         self.sleepers.fetch_sub(1, Ordering::AcqRel);
         if is_plain {
             decrease(&self.plain_sleepers);

@@ -8,7 +8,7 @@ use core::ffi::c_int;
 
 use switch::outcome::{WaitPlan, now_ns};
 use switch::waiters::{FUNCTIONS, Sleep};
-use switch::{Errno, sys};
+use switch::{Errno, readiness, sys};
 
 use crate::runtime::WAITERS;
 use crate::signals;
@@ -104,6 +104,7 @@ impl Wait {
 
     /// After the wait: gives the vectors back.
     pub(crate) fn woken(&mut self) {
+        readiness::woke();
         self.sleep.look(&WAITERS, &self.fds[..self.len]);
         WAITERS.wake(&mut self.sleep);
     }
