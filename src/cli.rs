@@ -97,6 +97,9 @@ pub(crate) enum Command {
     /// Becomes a program of a node.
     #[command(name = "__node-program", hide = true)]
     NodeProgram(NodeProgram),
+    /// Carries connections from the host's ports to those of a node.
+    #[command(name = "__publish", hide = true)]
+    Publish,
     /// The demo's own programs.
     #[command(name = "__program", hide = true)]
     Program(Program),

@@ -23,7 +23,7 @@ use crate::cluster::Record;
 use crate::config::{ClusterPlan, Isolation};
 use crate::control;
 use crate::exit::Failure;
-use crate::netns;
+use crate::netns::{self, Proxies};
 use crate::paths::{self, ClusterHome, RunDirectory};
 use crate::signals::{self, StopSignals, Waited};
 
@@ -300,7 +300,7 @@ pub(crate) fn own_binary() -> anyhow::Result<std::path::PathBuf> {
 pub(crate) fn serve(arguments: &cli::Emulator) -> Result<(), Failure> {
     let directory = &arguments.directory;
     let mut is_ready = false;
-    let served = prepare(arguments).and_then(|(plan, claim, spaces)| {
+    let served = prepare(arguments).and_then(|(plan, claim, spaces, proxies)| {
         start_log();
         let record = Record {
             emulator_pid: i32::try_from(std::process::id()).unwrap_or_default(),
@@ -324,6 +324,8 @@ pub(crate) fn serve(arguments: &cli::Emulator) -> Result<(), Failure> {
             },
             lab: plan.lab(),
         };
+        // Published ports are free again when the cluster is down.
+        let _proxies = proxies;
         control::serve(&config, spaces, arguments.options.sandbox, || {
             let announced = record
                 .write(directory)
@@ -362,7 +364,9 @@ fn cluster_name(directory: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-fn prepare(arguments: &cli::Emulator) -> anyhow::Result<(ClusterPlan, Claim, Vec<NodeSpace>)> {
+fn prepare(
+    arguments: &cli::Emulator,
+) -> anyhow::Result<(ClusterPlan, Claim, Vec<NodeSpace>, Proxies)> {
     signals::unblock_all()?;
     signals::end_with_parent(arguments.parent)?;
     if arguments.detached {
@@ -379,7 +383,8 @@ fn prepare(arguments: &cli::Emulator) -> anyhow::Result<(ClusterPlan, Claim, Vec
         Isolation::Loopback => Vec::new(),
         Isolation::Netns => netns::make(&claim.nodes, &arguments.directory)?,
     };
-    Ok((plan, claim, spaces))
+    let proxies = netns::publish(&plan.nodes, &claim.nodes, &spaces)?;
+    Ok((plan, claim, spaces, proxies))
 }
 
 /// Reports to the parent; false when it is gone.

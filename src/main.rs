@@ -79,6 +79,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Netns => netns::help(),
         Command::Keeper(arguments) => keeper::keep(&arguments),
         Command::NodeProgram(arguments) => keeper::become_program(&arguments),
+        Command::Publish => netns::serve_published(),
         Command::Program(program) => program_of_the_demo(program),
         Command::Peer(program) => peer::run(&program),
         Command::ProbeUserNamespace => doctor::probe_user_namespace(),

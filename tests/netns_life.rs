@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use harness::{Cluster, Lab, kernel, netns, programs, wait_until};
+use harness::{Cluster, Lab, Peer, kernel, netns, programs, wait_until};
 
 /// Namespaces of a node, as links of /proc show them.
 fn namespaces(cluster: &Cluster<'_>, node: &str) -> Vec<String> {
@@ -239,4 +239,86 @@ fn a_machine_that_forbids_it_is_told_in_one_line_with_a_remedy() {
         }
         assert_eq!(lab.leftovers(), Vec::<String>::new());
     }
+}
+
+/// An address of the host's loopback interface that no other test process has.
+fn own_loopback() -> std::net::Ipv4Addr {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    std::net::Ipv4Addr::new(127, 128 | (high & 0x3f), middle, low)
+}
+
+#[test]
+fn the_host_reaches_published_ports_and_has_them_back_afterwards() {
+    let Some([python]) = programs::find(["python3"]) else {
+        return;
+    };
+    let lab = Lab::patient("the_host_reaches_published_ports", Duration::from_secs(120));
+    if !netns::is_possible(&lab) {
+        return;
+    }
+    let ip = own_loopback();
+    let publish = format!("publish = [\"{ip}:8080:80\", \"{ip}:8081:81\"]");
+    let file = netns::file(&lab, &["quiet", "server"], &publish);
+    let file = file.to_str().unwrap();
+    let cluster = lab.up_with(&[file]);
+    let mut server = Peer::start(&lab, "server", cluster.run("server", [&python]));
+    server.expect("listen l 0.0.0.0 80", "listening 0.0.0.0 80");
+    let mut clients = Vec::new();
+    for number in 0..3 {
+        let mut client = Peer::start_unhooked(&lab, "client", &python);
+        client.expect(
+            &format!("connect c {ip} 8080"),
+            &format!("connected {ip} 8080"),
+        );
+        let accepted = server.ask(&format!("accept s{number} l"));
+        assert!(accepted.starts_with("accepted "), "{accepted}");
+        clients.push(client);
+    }
+    let client = &mut clients[1];
+    client.post("send c 3000000");
+    server.expect("recv s1 3000000", "received 3000000 right more");
+    assert_eq!(client.answer(), "sent 3000000");
+    // One way ends, the other goes on.
+    client.expect("shutdown c", "shut");
+    server.expect("drain s1", "received 0 right eof");
+    server.expect("send s1 2000", "sent 2000");
+    server.expect("close s1", "closed");
+    client.expect("drain c", "received 2000 right eof");
+    // Nobody listens behind the other port.
+    client.expect(
+        &format!("connect d {ip} 8081"),
+        &format!("connected {ip} 8081"),
+    );
+    let ended = client.ask("drain d");
+    assert!(ended.starts_with("received 0 right "), "{ended}");
+
+    // A port that somebody has is an error, and nothing is started.
+    let said = lab.fail(1, &["up", "--name", "other", file]);
+    assert!(
+        said.contains(&format!("{ip}:8080")) && said.contains("node server"),
+        "{said}"
+    );
+    drop((clients, server, cluster));
+    for port in [8080, 8081] {
+        let free = std::net::TcpListener::bind((ip, port));
+        assert!(free.is_ok(), "{free:?}");
+    }
+    assert_eq!(lab.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn proxies_of_a_killed_emulator_end_too() {
+    let lab = Lab::new("proxies_of_a_killed_emulator_end_too");
+    if !netns::is_possible(&lab) {
+        return;
+    }
+    let ip = own_loopback();
+    let publish = format!("publish = [\"{ip}:8090:80\"]");
+    let file = netns::file(&lab, &["a"], &publish);
+    let mut cluster = lab.up_with(&[file.to_str().unwrap()]);
+    let seen: HashSet<_> = namespaces(&cluster, "a").into_iter().collect();
+    kernel::kill_9(cluster.emulator_pid());
+    assert!(!cluster.up.wait().success());
+    wait_until(|| std::net::TcpListener::bind((ip, 8090)).is_ok());
+    wait_until(|| !somebody_holds(&seen));
 }

@@ -63,12 +63,10 @@ impl Publish {
             _ => return Err(wrong()),
         };
         let ip: Ipv4Addr = ip.parse().map_err(|_| wrong())?;
-        let host: u16 = host.parse().map_err(|_| wrong())?;
-        let port: u16 = port
-            .parse()
-            .ok()
-            .filter(|&port| port != 0)
-            .ok_or_else(wrong)?;
+        let number = |text: &str| text.parse::<u16>().ok().filter(|&port| port != 0);
+        let (Some(host), Some(port)) = (number(host), number(port)) else {
+            return Err(wrong());
+        };
         Ok(Self {
             host: SocketAddrV4::new(ip, host),
             port,
@@ -107,9 +105,7 @@ pub(super) fn read_publish(
             return wrong_kind(entry, path, wanted);
         };
         match Publish::parse(text) {
-            Ok(publish)
-                if publish.host.port() != 0 && all.iter().any(|p| p.host == publish.host) =>
-            {
+            Ok(publish) if all.iter().any(|p| p.host == publish.host) => {
                 return fault(line, format!("{path}: {} stands twice", publish.host));
             }
             Ok(publish) => all.push(publish),
@@ -197,8 +193,16 @@ mod tests {
         let full = Publish::parse("127.0.0.1:8080:80").unwrap();
         assert_eq!(full.to_string(), "127.0.0.1:8080:80");
         assert_eq!(Publish::parse("8080:80").unwrap(), full);
-        assert_eq!(Publish::parse("0.0.0.0:0:80").unwrap().host.port(), 0);
-        for text in ["80", "8080:0", "x:80", "1:2:3", "::1:80:80", "70000:80", ""] {
+        for text in [
+            "80",
+            "8080:0",
+            "0:80",
+            "x:80",
+            "1:2:3",
+            "::1:80:80",
+            "70000:80",
+            "",
+        ] {
             let error = Publish::parse(text).unwrap_err();
             assert!(error.contains("127.0.0.1:8080:80"), "{error}");
         }

@@ -11,6 +11,7 @@ mod enter;
 mod helper;
 mod interface;
 mod netlink;
+mod publish;
 mod tap;
 
 use std::io::{IoSlice, IoSliceMut};
@@ -32,6 +33,7 @@ use crate::emulator::own_binary;
 
 pub(crate) use enter::enter;
 pub(crate) use helper::{help, remedy, tun_remedy};
+pub(crate) use publish::{Proxies, serve as serve_published, start as publish};
 
 /// Name of the interface of a node.
 const INTERFACE: &str = "eth0";

@@ -217,8 +217,8 @@ impl Server {
             .map(|path| Listener::bind(&control::beside(path)))
             .collect::<Result<_, _>>()?;
         confine(sandbox, || Reach {
-            directories: Vec::new(),
             removals: paths.iter().map(|path| directory_of(path)).collect(),
+            ..Reach::default()
         });
         let directories = RunDirectories::default();
         Self::assemble(config, controls, listeners, directories, Vec::new())
@@ -307,7 +307,8 @@ impl Server {
 /// Before the engine thread starts, so that it inherits all of it.
 fn confine(sandbox: Sandbox, reach: impl FnOnce() -> Reach) {
     if sandbox == Sandbox::On {
-        sandbox::confine(&reach());
+        // What it reached has been logged.
+        let _walls = sandbox::confine(&reach());
     }
 }
 
@@ -339,6 +340,7 @@ fn reach_of_cluster(directory: &Path) -> Reach {
             .take(2)
             .map(Path::to_owned)
             .collect(),
+        connects: false,
     }
 }
 

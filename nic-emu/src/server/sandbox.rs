@@ -40,6 +40,8 @@ pub struct Reach {
     pub directories: Vec<PathBuf>,
     /// Directories in which it only removes files and empty directories, at its end.
     pub removals: Vec<PathBuf>,
+    /// TCP connections may be made, which the emulator never does; nothing listens anew all the same.
+    pub connects: bool,
 }
 
 /// What is in force.
@@ -68,8 +70,9 @@ pub fn enter(reach: &Reach) -> Walls {
     }
 }
 
-/// Gives up privileges, capabilities and files, for this thread and those it starts from now on.
-pub(crate) fn confine(reach: &Reach) -> Walls {
+/// Gives up privileges, capabilities and files, for this thread and those it starts from now on: also for a process that is no emulator.
+#[must_use]
+pub fn confine(reach: &Reach) -> Walls {
     if let Err(error) = nix::sys::prctl::set_no_new_privs() {
         warn!(%error, "sandbox: privileges could be gained");
     }
@@ -136,9 +139,14 @@ fn restrict(reach: &Reach) -> Result<RestrictionStatus, landlock::RulesetError> 
         | AccessFs::MakeDir
         | AccessFs::MakeSock;
     let removal = AccessFs::RemoveFile | AccessFs::RemoveDir;
+    let network = if reach.connects {
+        AccessNet::BindTcp.into()
+    } else {
+        AccessNet::from_all(LANDLOCK)
+    };
     let mut rules = Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK))?
-        .handle_access(AccessNet::from_all(LANDLOCK))?
+        .handle_access(network)?
         .scope(Scope::from_all(LANDLOCK))?
         .create()?;
     let directories = reach
