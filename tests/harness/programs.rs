@@ -12,16 +12,29 @@ pub(crate) fn find<const N: usize>(names: [&str; N]) -> Option<[PathBuf; N]> {
         match locate(name) {
             Some(path) => found.push(path),
             None => {
-                assert!(
-                    std::env::var_os("SANLAB_REQUIRE_PROGRAMS").is_none_or(|value| value != "1"),
-                    "{name} is not installed, and SANLAB_REQUIRE_PROGRAMS=1 asks for it"
-                );
-                eprintln!("skipped: {name} is not installed");
+                missing(name);
                 return None;
             }
         }
     }
     found.try_into().ok()
+}
+
+/// Whether a file of a package is there, with a message when it is not.
+pub(crate) fn has_file(path: &str) -> bool {
+    let is_there = Path::new(path).exists();
+    if !is_there {
+        missing(path);
+    }
+    is_there
+}
+
+fn missing(name: &str) {
+    assert!(
+        std::env::var_os("SANLAB_REQUIRE_PROGRAMS").is_none_or(|value| value != "1"),
+        "{name} is not installed, and SANLAB_REQUIRE_PROGRAMS=1 asks for it"
+    );
+    eprintln!("skipped: {name} is not installed");
 }
 
 /// Says that a test does not run here, and why.

@@ -28,6 +28,7 @@ fn confined() {
     let walls = sandbox::enter(&Reach {
         directories: vec![kept.to_owned()],
         removals: vec![kept.parent().unwrap().to_owned()],
+        ..Reach::default()
     });
     println!("walls {walls:?}");
     match what.to_str().unwrap() {
