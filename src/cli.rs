@@ -19,8 +19,8 @@ mod stat;
 mod up;
 
 pub(crate) use bench::{
-    BenchCompare, BenchEffort, BenchOutput, BenchRdma, BenchRing, BenchSocket, Benchmark,
-    Placement, RingMetric, SocketMetric, SocketPattern, SocketRoad,
+    BenchCompare, BenchEffort, BenchOutput, BenchPrograms, BenchRdma, BenchRing, BenchSocket,
+    BenchedProgram, Benchmark, Placement, RingMetric, SocketMetric, SocketPattern, SocketRoad,
 };
 pub(crate) use sight::Capture;
 pub(crate) use stat::Stat;
@@ -106,6 +106,9 @@ pub(crate) enum Command {
     /// An end of `bench socket`.
     #[command(name = "__peer", hide = true)]
     Peer(Program),
+    /// A program that ends with the one that starts it.
+    #[command(name = "__leash", hide = true)]
+    Leash(Program),
     /// Tries to make a user namespace.
     #[command(name = "__probe-user-namespace", hide = true)]
     ProbeUserNamespace,

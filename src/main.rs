@@ -82,6 +82,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Publish => netns::serve_published(),
         Command::Program(program) => program_of_the_demo(program),
         Command::Peer(program) => peer::run(&program),
+        Command::Leash(program) => stage::leash(&program),
         Command::ProbeUserNamespace => doctor::probe_user_namespace(),
         Command::ProbeSandbox => doctor::probe_sandbox(),
     }

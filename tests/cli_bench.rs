@@ -9,7 +9,7 @@ mod own_ring;
 use std::path::PathBuf;
 use std::process::Command;
 
-use harness::bench::{QUICK, rows, subjects};
+use harness::bench::{QUICK, number, rows, subjects};
 use harness::{Lab, programs};
 use serde_json::Value;
 
@@ -230,6 +230,56 @@ fn results_are_kept_drawn_and_compared() {
     // The other way round it is an improvement.
     lab.succeed(&[&["bench", "compare", &worse, &saved], &limit[..]].concat());
     lab.succeed(&["bench", "compare", &saved, &worse]);
+}
+
+#[test]
+fn the_way_between_processors_is_measured() {
+    let lab = Lab::new("the_way_between_processors_is_measured");
+    let arguments = [&["bench", "ring", "--matrix"], &QUICK[..]].concat();
+    if std::thread::available_parallelism().is_ok_and(|count| count.get() < 2) {
+        let said = lab.fail(2, &arguments);
+        assert!(said.contains("two processors"), "{said}");
+        return;
+    }
+    let answer = lab.json(&[&arguments[..], &["--json"]].concat());
+    let pairs = answer["matrix"].as_array().unwrap();
+    assert!(!pairs.is_empty(), "{answer}");
+    for pair in pairs {
+        assert_ne!(pair["near"], pair["far"]);
+        let [low, ns, high] = ["ns_low", "ns", "ns_high"].map(|name| number(pair, name));
+        assert!(0.0 < low && low <= ns && ns <= high, "{pair}");
+    }
+    let text = lab.succeed(&arguments);
+    assert!(text.contains("between processors"), "{text}");
+    let said = lab.fail(2, &["bench", "ring", "--matrix", "--subject", "sq"]);
+    assert!(said.contains("--matrix"), "{said}");
+}
+
+#[test]
+fn the_results_behind_the_documents_can_be_compared() {
+    let lab = Lab::new("the_results_behind_the_documents_can_be_compared");
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results");
+    let files = std::fs::read_dir(directory).unwrap();
+    let files: Vec<_> = files.map(|entry| entry.unwrap().path()).collect();
+    assert!(!files.is_empty(), "{directory}");
+    for file in files {
+        let file = file.to_str().unwrap();
+        let same = lab.json(&[
+            "bench",
+            "compare",
+            file,
+            file,
+            "--fail-above",
+            "0",
+            "--json",
+        ]);
+        assert_eq!(same["ok"], true, "{file}");
+        let rows = same["rows"].as_array().unwrap();
+        assert!(!rows.is_empty(), "{file}");
+        for row in rows {
+            assert_eq!(row["before"], row["after"], "{file}");
+        }
+    }
 }
 
 #[test]

@@ -31,6 +31,9 @@ pub enum BenchError {
         /// Elements of the queue.
         depth: u32,
     },
+    /// There is nothing between a processor and itself.
+    #[error("a matrix needs two processors, and this process may use one")]
+    OneProcessor,
     /// Nothing was measured.
     #[error("no pair of runs was asked for")]
     NoRuns,

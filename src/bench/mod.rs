@@ -16,6 +16,7 @@ pub mod control;
 pub mod error;
 pub mod foreign;
 pub mod machine;
+pub mod matrix;
 pub mod memory;
 pub mod pair;
 pub mod plot;

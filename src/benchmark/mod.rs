@@ -5,6 +5,7 @@
 //! under way.
 
 mod processes;
+mod programs;
 mod show;
 mod socket;
 
@@ -18,7 +19,7 @@ use sanlab::bench::machine::Machine;
 use sanlab::bench::queue::Queue;
 use sanlab::bench::saved::Saved;
 use sanlab::bench::subjects::{ArrayQueue, Pipe, Rtrb, SendQueue, SleepingQueue};
-use sanlab::bench::{BenchError, Place, Report, Row, plot, rdma, ring};
+use sanlab::bench::{BenchError, Place, Report, Row, matrix, plot, rdma, ring};
 use serde_json::json;
 
 use crate::cli::{self, BenchOutput, Benchmark};
@@ -31,6 +32,7 @@ pub(crate) fn bench(command: &Benchmark) -> Result<(), Failure> {
         Benchmark::Ring(arguments) => rings(arguments),
         Benchmark::Rdma(arguments) => verbs(arguments),
         Benchmark::Socket(arguments) => sockets(arguments),
+        Benchmark::Programs(arguments) => unmodified(arguments),
         Benchmark::Compare(arguments) => compare(arguments),
     }
 }
@@ -39,6 +41,9 @@ fn rings(arguments: &cli::BenchRing) -> Result<(), Failure> {
     // Before anything of ours adds to the load.
     let machine = Machine::look();
     let effort = arguments.effort.effort();
+    if arguments.matrix {
+        return distances(&machine, effort, arguments.output.json);
+    }
     let place = placed(&arguments.effort)?;
     let mut rows = Vec::new();
     for &size in &arguments.size {
@@ -64,6 +69,17 @@ fn rings(arguments: &cli::BenchRing) -> Result<(), Failure> {
         }
     }
     finish(Report { machine, rows }, &arguments.output)
+}
+
+fn distances(machine: &Machine, effort: Effort, is_json: bool) -> Result<(), Failure> {
+    say("the way between processors");
+    let found = matrix::measure(effort).map_err(failed)?;
+    if is_json {
+        return output::json(
+            &json!({"schema": 1, "machine": machine, "matrix": found, "ok": true}),
+        );
+    }
+    output::answer(&format!("{}\n{}", machine.to_text(), show::matrix(&found)))
 }
 
 fn ring_row(
@@ -150,6 +166,33 @@ fn sockets(arguments: &cli::BenchSocket) -> Result<(), Failure> {
     finish(Report { machine, rows }, &arguments.output)
 }
 
+fn unmodified(arguments: &cli::BenchPrograms) -> Result<(), Failure> {
+    // Before anything of ours adds to the load.
+    let machine = Machine::look();
+    let programs::Outcome { rows, missing } = programs::measure(arguments)?;
+    for programs::Missing { program, package } in &missing {
+        exit::diagnostic(format_args!(
+            "{program} is not installed; on Debian: apt-get install {package}"
+        ));
+    }
+    let is_ok = missing.is_empty();
+    let report = Report { machine, rows };
+    if arguments.output.json {
+        keep(&report, &arguments.output)?;
+        let mut answer = report.to_json();
+        answer["ok"] = is_ok.into();
+        answer["missing"] = json!(missing);
+        output::json(&answer)?;
+    } else {
+        finish(report, &arguments.output)?;
+    }
+    if is_ok {
+        Ok(())
+    } else {
+        Err(Failure::silent(exit::FAILED))
+    }
+}
+
 /// Where the sides run, as `--place` and `--cpus` say.
 fn placed(effort: &cli::BenchEffort) -> Result<Place, Failure> {
     let allowed = sanlab::bench::pair::allowed().map_err(failed)?;
@@ -196,12 +239,7 @@ fn say(text: &str) {
 }
 
 fn finish(report: Report, to: &BenchOutput) -> Result<(), Failure> {
-    if let Some(path) = &to.save {
-        Saved::of(&report).write(path).map_err(failed)?;
-    }
-    if let Some(path) = &to.plot {
-        write(path, &plot::svg(&report))?;
-    }
+    keep(&report, to)?;
     if to.json {
         return output::json(&report.to_json());
     }
@@ -213,6 +251,17 @@ fn finish(report: Report, to: &BenchOutput) -> Result<(), Failure> {
         report.machine.to_text(),
         show::rows(&report.rows)
     ))
+}
+
+/// Writes the files that are asked for.
+fn keep(report: &Report, to: &BenchOutput) -> Result<(), Failure> {
+    if let Some(path) = &to.save {
+        Saved::of(report).write(path).map_err(failed)?;
+    }
+    if let Some(path) = &to.plot {
+        write(path, &plot::svg(report))?;
+    }
+    Ok(())
 }
 
 fn write(path: &PathBuf, text: &str) -> Result<(), Failure> {
@@ -271,9 +320,18 @@ fn compare(arguments: &cli::BenchCompare) -> Result<(), Failure> {
     }
 }
 
+fn as_bench(failure: Failure) -> BenchError {
+    if failure.is_interrupted() {
+        BenchError::Interrupted
+    } else {
+        BenchError::Program(failure.to_string())
+    }
+}
+
 fn failed(error: BenchError) -> Failure {
     match error {
         BenchError::Depth(_)
+        | BenchError::OneProcessor
         | BenchError::ElementSize(_)
         | BenchError::Batch { .. }
         | BenchError::OneProcess(_)

@@ -20,6 +20,16 @@ pub(super) fn cpu_time(pid: u32) -> anyhow::Result<Duration> {
     Ok(time.into())
 }
 
+/// Processor time of a process and of the children that it has now.
+pub(super) fn cpu_time_of_family(pid: u32) -> anyhow::Result<Duration> {
+    let mut time = cpu_time(pid)?;
+    for child in children(pid) {
+        // It may have ended in between.
+        time += cpu_time_of_family(child).unwrap_or_default();
+    }
+    Ok(time)
+}
+
 /// Puts every thread of a process on a processor, or wherever this one may be.
 pub(super) fn place(pid: u32, cpu: Option<usize>) -> anyhow::Result<()> {
     let mut set = CpuSet::new();
@@ -57,6 +67,19 @@ fn threads(pid: u32) -> anyhow::Result<Vec<u32>> {
         .collect())
 }
 
+fn children(pid: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    for thread in threads(pid).unwrap_or_default() {
+        let list = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children"));
+        let list = list.unwrap_or_default();
+        found.extend(
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse::<u32>().ok()),
+        );
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,16 +92,18 @@ mod tests {
         while cpu_time(own).unwrap() <= before {
             sum = sum.wrapping_add(std::hint::black_box(1));
         }
+        assert!(cpu_time_of_family(own).unwrap() >= before);
         // A number that no process has: larger than the kernel's greatest.
         assert!(cpu_time(0x7fff_fff0).is_err());
     }
 
     #[test]
-    fn a_child_is_placed_and_let_go() {
+    fn a_child_is_placed_and_belongs_to_the_family() {
         let mut child = std::process::Command::new("sleep")
             .arg("60")
             .spawn()
             .unwrap();
+        assert!(children(std::process::id()).contains(&child.id()));
         let first = sanlab::bench::pair::allowed().unwrap()[0];
         place(child.id(), Some(first)).unwrap();
         let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();

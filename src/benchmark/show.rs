@@ -4,6 +4,7 @@
 //! takes no column.
 
 use sanlab::bench::Row;
+use sanlab::bench::matrix::Distance;
 use sanlab::bench::stats::Tail;
 
 use crate::output::{self, Table};
@@ -21,6 +22,38 @@ pub(super) fn rows(rows: &[Row]) -> String {
         table(name, &own)
     });
     tables.collect()
+}
+
+/// Distances between processors as a square.
+pub(super) fn matrix(distances: &[Distance]) -> String {
+    let mut cpus: Vec<usize> = distances
+        .iter()
+        .flat_map(|one| [one.near, one.far])
+        .collect();
+    cpus.sort_unstable();
+    cpus.dedup();
+    let cell = |a: usize, b: usize| {
+        let found = distances
+            .iter()
+            .find(|one| (one.near, one.far) == (a, b) || (one.far, one.near) == (a, b));
+        found.map_or("-".to_owned(), |one| output::time(one.ns))
+    };
+    let width = 9;
+    let mut text = format!(
+        "round trip of a cache line between processors\n{:>width$}",
+        ""
+    );
+    for cpu in &cpus {
+        text.push_str(&format!("{cpu:>width$}"));
+    }
+    for &a in &cpus {
+        text.push_str(&format!("\n{a:>width$}"));
+        for &b in &cpus {
+            text.push_str(&format!("{:>width$}", cell(a, b)));
+        }
+    }
+    text.push('\n');
+    text
 }
 
 fn table(name: &str, rows: &[&Row]) -> String {
@@ -92,5 +125,35 @@ fn value(value: f64, unit: &str) -> String {
                 .next()
                 .unwrap_or_else(|| format!("{value:.0} /s"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_is_a_square_whose_halves_agree() {
+        let distance = |near, far, ns| Distance {
+            near,
+            far,
+            ns,
+            ns_low: ns,
+            ns_high: ns,
+        };
+        let text = matrix(&[
+            distance(0, 1, 100.0),
+            distance(0, 4, 250.0),
+            distance(1, 4, 900.0),
+        ]);
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .skip(1)
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(lines[0], ["0", "1", "4"]);
+        assert_eq!(lines[1], ["0", "-", "100", "ns", "250", "ns"]);
+        assert_eq!(lines[2], ["1", "100", "ns", "-", "900", "ns"]);
+        assert_eq!(lines[3], ["4", "250", "ns", "900", "ns", "-"]);
     }
 }

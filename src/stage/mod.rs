@@ -6,8 +6,10 @@
 
 mod talker;
 
+use std::cell::OnceCell;
 use std::ffi::OsStr;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -16,12 +18,13 @@ use anyhow::Context as _;
 use nic_emu::server::{DebugConfig, Sandbox};
 use serde_json::Value;
 
+use crate::cli;
 use crate::config::ClusterPlan;
 use crate::control;
 use crate::emulator::{self, Emulator, StartOptions, Started};
 use crate::exit::{self, Failure};
 use crate::paths::RunDirectory;
-use crate::signals::{StopSignals, Waited};
+use crate::signals::{self, StopSignals, Waited};
 
 pub(crate) use talker::Talker;
 
@@ -32,6 +35,7 @@ pub(crate) struct Stage {
     emulator: Emulator,
     run: RunDirectory,
     directory: TemporaryDirectory,
+    files: OnceCell<TemporaryDirectory>,
     stop: StopSignals,
     name: &'static str,
 }
@@ -59,6 +63,7 @@ impl Stage {
                 emulator,
                 run,
                 directory,
+                files: OnceCell::new(),
                 stop,
                 name,
             }),
@@ -77,9 +82,23 @@ impl Stage {
         self.emulator.pid()
     }
 
-    /// A directory for files, which goes with the cluster.
+    /// The run directory, for sockets; directories in it are clusters, and cleaned away when they are none.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory.path
+    }
+
+    /// Makes a directory for the files of programs, which goes with this value.
+    pub(crate) fn make_directory(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let all = match self.files.get() {
+            Some(all) => all,
+            None => {
+                let made = TemporaryDirectory::make(&format!("{}-files", self.name))?;
+                self.files.get_or_init(|| made)
+            }
+        };
+        let path = all.path.join(name);
+        std::fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(path)
     }
 
     /// Nodes with their first addresses.
@@ -145,6 +164,21 @@ impl Stage {
             .arg("--");
         Ok(command)
     }
+}
+
+/// Becomes a program of somebody else, with the signal mask of a fresh one and an end when its parent's comes. Returns only when that failed.
+pub(crate) fn leash(program: &cli::Program) -> Result<(), Failure> {
+    signals::end_with_parent(program.parent)?;
+    signals::unblock_all()?;
+    let (name, arguments) = program
+        .arguments
+        .split_first()
+        .context("there is no program to run")?;
+    let error = Command::new(name).args(arguments).exec();
+    Err(Failure::new(
+        exit::NOT_EXECUTABLE,
+        format_args!("cannot execute {name}: {error}"),
+    ))
 }
 
 /// A directory of the command's own. Dropping it removes it.

@@ -95,6 +95,33 @@ impl Talker {
         }
     }
 
+    /// Everything it prints until it ends by itself, which must be with success.
+    pub(crate) fn everything(mut self, stop: &StopSignals) -> Result<String, Failure> {
+        self.end_of_input();
+        let deadline = Instant::now() + self.limit;
+        loop {
+            self.wait(stop, deadline)?;
+            let mut piece = [0; 4096];
+            let len = self
+                .stdout
+                .read(&mut piece)
+                .context("cannot hear from a program")?;
+            if len == 0 {
+                break;
+            }
+            self.said.extend_from_slice(&piece[..len]);
+        }
+        let said = String::from_utf8_lossy(&std::mem::take(&mut self.said)).into_owned();
+        self.finish(stop).map_err(|failure| {
+            if said.is_empty() || failure.is_interrupted() {
+                failure
+            } else {
+                anyhow!("{failure}; it said:\n{}", said.trim_end()).into()
+            }
+        })?;
+        Ok(said)
+    }
+
     /// Waits until it has ended by itself, with success.
     pub(crate) fn finish(&mut self, stop: &StopSignals) -> Result<(), Failure> {
         let process = emulator::process_descriptor(self.child.id())?;

@@ -5,12 +5,14 @@
 //! Leaves out: iceoryx2.
 
 mod array_queue;
+mod cache_line;
 mod pipe;
 mod rtrb;
 mod sq;
 mod sq_futex;
 
 pub use array_queue::ArrayQueue;
+pub use cache_line::{CacheLine, Line};
 pub use pipe::Pipe;
 pub use rtrb::Rtrb;
 pub use sq::SendQueue;

@@ -67,7 +67,7 @@ impl<'a> Side<'a> {
         road: SocketRoad,
         work: &Work,
     ) -> Result<Self, BenchError> {
-        Self::try_start(stage, road, work).map_err(as_bench)
+        Self::try_start(stage, road, work).map_err(super::super::as_bench)
     }
 
     fn try_start(stage: &'a Stage, road: SocketRoad, work: &Work) -> Result<Self, Failure> {
@@ -219,7 +219,7 @@ impl Subject for Side<'_> {
     }
 
     fn run(&mut self, count: u64) -> Result<Sample, BenchError> {
-        self.try_run(count).map_err(as_bench)
+        self.try_run(count).map_err(super::super::as_bench)
     }
 
     fn first(&self) -> u64 {
@@ -234,13 +234,5 @@ impl Subject for Side<'_> {
             .map_or(self.work.think_ns, |rate| (1e9 / rate) as u64);
         // A tenth of a second, or one pause.
         (100_000_000 / gap.max(1)).clamp(1, FIRST)
-    }
-}
-
-fn as_bench(failure: Failure) -> BenchError {
-    if failure.is_interrupted() {
-        BenchError::Interrupted
-    } else {
-        BenchError::Program(failure.to_string())
     }
 }

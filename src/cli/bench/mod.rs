@@ -8,8 +8,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use sanlab::bench::alternate::Effort;
 use sanlab::bench::{Between, rdma, ring};
 
+mod programs;
 mod socket;
 
+pub(crate) use programs::{BenchPrograms, BenchedProgram};
 pub(crate) use socket::{BenchSocket, SocketMetric, SocketPattern, SocketRoad};
 
 #[derive(Debug, Subcommand)]
@@ -20,6 +22,8 @@ pub(crate) enum Benchmark {
     Rdma(BenchRdma),
     /// Measure sockets over the SAN: latency, bandwidth, messages or connections per second.
     Socket(BenchSocket),
+    /// Measure redis, nginx and iperf3 over the SAN beside TCP.
+    Programs(BenchPrograms),
     /// Tell what changed between two saved results.
     Compare(BenchCompare),
 }
@@ -30,6 +34,7 @@ pub(crate) enum Benchmark {
   sanlab bench ring --subject sq,array-queue --vs rtrb --size 8,64 --batch 1,16
   sanlab bench ring --metric latency --between processes --subject futex --vs pipe
   sanlab bench ring --subject ./my_ring.so --vs rtrb
+  sanlab bench ring --matrix
 
 Queues: sq (the NIC's send queue alone), rtrb, array-queue (crossbeam), pipe, futex (sq whose
 consumer sleeps), or a shared object with the functions sanlab_ring_bytes, _init, _push and
@@ -61,6 +66,9 @@ pub(crate) struct BenchRing {
     /// What the two sides are.
     #[arg(long, value_enum, default_value_t)]
     pub(crate) between: Sides,
+    /// In place of queues, the round trip of a cache line between each two processors.
+    #[arg(long, conflicts_with_all = ["subject", "vs", "metric", "size", "depth", "batch", "between", "place", "cpus", "csv", "save", "plot"])]
+    pub(crate) matrix: bool,
     #[command(flatten)]
     pub(crate) effort: BenchEffort,
     #[command(flatten)]
