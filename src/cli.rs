@@ -14,6 +14,7 @@ use nic_emu::server::Loopback;
 use crate::units;
 
 mod bench;
+mod explain;
 mod sight;
 mod stat;
 mod up;
@@ -22,6 +23,7 @@ pub(crate) use bench::{
     BenchCompare, BenchEffort, BenchOutput, BenchPrograms, BenchRdma, BenchRing, BenchSocket,
     BenchedProgram, Benchmark, Placement, RingMetric, SocketMetric, SocketPattern, SocketRoad,
 };
+pub(crate) use explain::{Audit, Explain};
 pub(crate) use sight::Capture;
 pub(crate) use stat::Stat;
 
@@ -164,9 +166,12 @@ pub(crate) struct Ls {
   sanlab run --node a -- redis-server --port 6379
   sanlab run --cluster lab2 --node b -- redis-cli -h a ping
   sanlab run --node a --loopback san -- make check      localhost rides the SAN
+  sanlab run --node b --explain -- curl http://a/       tells the roads at the end
+  sanlab run --node a --audit=fail -- ./my-server       no system call goes past us
 
 The program replaces `sanlab`: process id, signals, terminal and exit
-status are its own. Exit codes of `sanlab run` itself: 125 when it fails,
+status are its own. With --explain or --audit it is a child, to which signals
+are forwarded and whose end is passed on. Exit codes of `sanlab run` itself: 125 when it fails,
 126 when the program cannot be executed, 127 when it is not found. The
 program finds SANLAB_CLUSTER, SANLAB_NODE and SANLAB_ADDR in its environment;
 the names of the nodes are host names to it, and its own is that of its node.")]
@@ -180,6 +185,31 @@ pub(crate) struct Run {
     /// Road of the program's connections to its own node, localhost included [default: the cluster's].
     #[arg(long, value_enum, value_name = "tcp|san", hide_possible_values = true)]
     pub(crate) loopback: Option<Loopback>,
+    /// Stay as the program's parent, and tell at its end which connections took which road and why.
+    ///
+    /// On standard error: as `text` (the default), as one `json` object, or into a file as `text:FILE` or `json:FILE`.
+    #[arg(
+        long,
+        value_name = "FORMAT[:FILE]",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "text"
+    )]
+    pub(crate) explain: Option<Explain>,
+    /// Stay as the program's parent, and report every system call that touches a SAN socket without passing through the library.
+    ///
+    /// Each call and place in the code once on standard error, all with their counts at the end. With `fail` the exit code is 123 when
+    /// there was one and the program itself succeeded.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "report|fail",
+        hide_possible_values = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "report"
+    )]
+    pub(crate) audit: Option<Audit>,
     /// The program and its arguments.
     #[arg(
         required = true,

@@ -14,6 +14,8 @@ use clap::error::ErrorKind;
 pub(crate) const FAILED: u8 = 1;
 /// Wrong arguments or configuration; nothing was started.
 pub(crate) const USAGE: u8 = 2;
+/// `sanlab run --audit=fail`: the program succeeded, and system calls went past the library.
+pub(crate) const AUDIT_FAILED: u8 = 123;
 /// `sanlab run` itself failed before the program was started.
 pub(crate) const RUN_FAILED: u8 = 125;
 /// The program of `sanlab run` was found and cannot be executed.

@@ -150,6 +150,8 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "structures are little-
 #define SANLAB_CHANNEL_ENV_ESTATE "SANLAB_ESTATE" /* Environment variable with the number of the memfd in which a program image tells the next of its sockets */
 #define SANLAB_CHANNEL_ENV_ROLE "SANLAB_ROLE" /* Environment variable that gives the library another work than the program's */
 #define SANLAB_CHANNEL_ENV_PRELOAD "SANLAB_PRELOAD" /* Environment variable with the LD_PRELOAD of a program that is not to have the library */
+#define SANLAB_CHANNEL_ENV_REPORT "SANLAB_REPORT" /* Environment variable with the number of the inherited descriptor of the run's report */
+#define SANLAB_CHANNEL_REPORT_AUDIT "audit" /* Word behind that number where system calls past the library are watched */
 
 /* ---- Constants of telemetry ---- */
 
@@ -1561,7 +1563,7 @@ static_assert(offsetof(struct sanlab_telemetry_header, reserved) == 376, "sanlab
 /* telemetry::Entry, 112 bytes */
 struct sanlab_telemetry_entry {
     uint64_t state; /* 0 free, LIVE in use */
-    uint64_t road; /* ROAD_TCP or ROAD_SAN in bits 0..8, Reason in bits 8..16, mode in bits 16..24 */
+    uint64_t road; /* ROAD_TCP or ROAD_SAN in bits 0..8, Reason in bits 8..16, mode in bits 16..24; the others are the process's own */
     struct sanlab_admin_sock_addr local; /* Local address, logical */
     struct sanlab_admin_sock_addr remote; /* Remote address, logical */
     uint64_t tx_bytes; /* Stream bytes sent */

@@ -92,6 +92,12 @@ pub const ENV_NODE: &str = "SANLAB_NODE";
 /// Environment variable with the node's first address, empty when it has none.
 pub const ENV_ADDR: &str = "SANLAB_ADDR";
 
+/// Environment variable with the number of the inherited descriptor of the run's report, and behind a blank [`REPORT_AUDIT`] where system
+/// calls past the library are to be watched.
+pub const ENV_REPORT: &str = "SANLAB_REPORT";
+/// Word in [`ENV_REPORT`].
+pub const REPORT_AUDIT: &str = "audit";
+
 /// Second octet of node addresses in loopback mode: node k of subnet C is 127.77.C.k.
 const NODE_OCTET: u8 = 77;
 

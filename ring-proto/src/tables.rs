@@ -251,7 +251,7 @@ pub fn constants() -> Vec<(&'static str, String)> {
         vfio::IRQ_SET_ACTION_UNMASK, vfio::IRQ_SET_ACTION_TRIGGER,
         channel::MAGIC, channel::VERSION, channel::PROCESS, channel::TELEMETRY, channel::OPEN_FUNCTION, channel::HOLDER,
         channel::ENV_CHANNEL, channel::ENV_CONFIG, channel::ENV_CLUSTER, channel::ENV_NODE, channel::ENV_ADDR,
-        channel::ENV_ESTATE, channel::ENV_ROLE, channel::ENV_PRELOAD,
+        channel::ENV_ESTATE, channel::ENV_ROLE, channel::ENV_PRELOAD, channel::ENV_REPORT, channel::REPORT_AUDIT,
         telemetry::MAGIC, telemetry::ENTRIES, telemetry::LEN, telemetry::LIVE, telemetry::ROAD_TCP, telemetry::ROAD_SAN,
         ids::INDEX_LIMIT,
     }

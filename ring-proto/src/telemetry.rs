@@ -53,7 +53,7 @@ pub struct Header {
 pub struct Entry {
     /// 0 free, [`LIVE`] in use.
     pub state: u64,
-    /// [`ROAD_TCP`] or [`ROAD_SAN`] in bits 0..8, [`Reason`] in bits 8..16, mode in bits 16..24.
+    /// [`ROAD_TCP`] or [`ROAD_SAN`] in bits 0..8, [`Reason`] in bits 8..16, mode in bits 16..24; the others are the process's own.
     pub road: u64,
     /// Local address, logical.
     pub local: SockAddr,

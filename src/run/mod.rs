@@ -2,14 +2,19 @@
 //!
 //! Place: asks the emulator for the node's channel, prepares environment and descriptor, enters the node's namespaces where it has any,
 //! and becomes the program.
-//! Invariants: after `exec` nothing of us is left but the channel, so process id, signals, terminal and exit status are the program's own. Failures of
-//! our own end with 125, a missing program with 127, one that cannot be executed with 126.
+//! Invariants: after `exec` nothing of us is left but the channel, so process id, signals, terminal and exit status are the program's own; a run
+//! that tells something at its end has us as its [`parent`]. Failures of our own end with 125, a missing program with 127, one that
+//! cannot be executed with 126.
 //! Source: ours, the command-line contract; exit codes as `env` has them. Leaves out: what the library does then.
 
+mod audit;
+mod explain;
 pub(crate) mod library;
+mod parent;
+mod symbols;
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsRawFd as _, IntoRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,11 +68,14 @@ pub(crate) fn run(arguments: &cli::Run) -> Result<(), Failure> {
         .env(channel::ENV_CLUSTER, &cluster.name)
         .env(channel::ENV_NODE, &node.name)
         .env(channel::ENV_ADDR, address);
+    let telling = explain::Telling::wanted(arguments).map_err(launcher)?;
+    let label = program.file_name().unwrap_or(name).to_string_lossy();
+    let mut given = Vec::new();
     match program_file::obstacle(&program, &library) {
         None => {
             let (config, fd) = control::channel(&cluster.directory, &node.name, arguments.loopback)
                 .map_err(launcher)?;
-            let number = settle(fd).map_err(launcher)?;
+            let channel = settle(fd).map_err(launcher)?;
             let runtime = program_file::sanitizer(&program);
             let inherited = std::env::var_os("LD_PRELOAD");
             let preload = preload_list(runtime.as_deref(), &library, inherited);
@@ -76,8 +84,12 @@ pub(crate) fn run(arguments: &cli::Run) -> Result<(), Failure> {
             }
             command
                 .env(channel::ENV_CONFIG, config)
-                .env(channel::ENV_CHANNEL, number.to_string())
+                .env(channel::ENV_CHANNEL, channel.as_raw_fd().to_string())
                 .env("LD_PRELOAD", preload);
+            given.push(channel);
+            if let Some(telling) = &telling {
+                given.push(telling.hand_over(&mut command).map_err(launcher)?);
+            }
         }
         Some(obstacle) => {
             // Of a `sanlab run` around this one.
@@ -91,7 +103,9 @@ pub(crate) fn run(arguments: &cli::Run) -> Result<(), Failure> {
                 name.display(),
                 obstacle.reason.name()
             ));
-            let label = program.file_name().unwrap_or(name).to_string_lossy();
+            if let Some(telling) = &telling {
+                telling.note(&label, obstacle.reason);
+            }
             let reported = control::note(&cluster.directory, &node.name, &label, obstacle.reason);
             if let Err(error) = reported {
                 exit::diagnostic(format_args!("`sanlab stat` will not know of it: {error:#}"));
@@ -99,7 +113,13 @@ pub(crate) fn run(arguments: &cli::Run) -> Result<(), Failure> {
         }
     }
     netns::enter(&cluster.directory, &node.name).map_err(launcher)?;
-    let error = command.exec();
+    let error = match telling {
+        None => command.exec(),
+        Some(telling) => match telling.run(command, given, &label) {
+            Ok(result) => return result,
+            Err(error) => error,
+        },
+    };
     Err(Failure::new(
         match error.kind() {
             std::io::ErrorKind::NotFound => exit::NOT_FOUND,
@@ -160,7 +180,7 @@ fn file_in_path(name: &OsStr) -> Option<PathBuf> {
 }
 
 /// Moves the channel to the highest free number that stays out of the program's way, and lets the program inherit it.
-fn settle(channel: OwnedFd) -> anyhow::Result<RawFd> {
+fn settle(channel: OwnedFd) -> anyhow::Result<OwnedFd> {
     let (soft, _) =
         getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the descriptor limit")?;
     let ceiling = i32::try_from(soft.min(DESCRIPTOR_CEILING)).unwrap_or(i32::MAX);
@@ -172,7 +192,7 @@ fn settle(channel: OwnedFd) -> anyhow::Result<RawFd> {
         if copy.as_raw_fd() == number {
             rustix::io::fcntl_setfd(&copy, FdFlags::empty())
                 .context("cannot hand over the channel")?;
-            return Ok(copy.into_raw_fd());
+            return Ok(copy);
         }
     }
     anyhow::bail!("no descriptor below {ceiling} is free for the channel; raise `ulimit -n`")
@@ -236,7 +256,8 @@ mod tests {
     #[test]
     fn the_channel_lies_just_below_the_ceiling_and_is_inherited() {
         let (end, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        let number = settle(end.into()).unwrap();
+        let settled = settle(end.into()).unwrap();
+        let number = settled.as_raw_fd();
         let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         assert!(u64::try_from(number).unwrap() < soft.min(DESCRIPTOR_CEILING));
         assert!(number > 64, "{number}");

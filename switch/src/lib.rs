@@ -27,6 +27,7 @@ pub mod program;
 pub mod provider_table;
 pub mod readiness;
 pub mod ready_queue;
+pub mod report;
 pub mod service;
 pub mod session;
 pub mod socket;
@@ -40,6 +41,7 @@ pub mod telemetry;
 pub mod token;
 pub mod upcalls;
 pub mod waiters;
+pub mod watched;
 
 pub use config::NodeConfig;
 pub use outcome::{Errno, Outcome, WaitPlan};

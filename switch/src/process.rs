@@ -60,6 +60,16 @@ impl Process {
         }
     }
 
+    /// Takes part in the report of the run behind an inherited descriptor, which is the library's from now on.
+    pub fn join(&self, report: RawFd) -> bool {
+        let is_joined = self.telemetry.report.join(report);
+        if is_joined {
+            // SAFETY: the launcher left the descriptor to the library; it is never closed.
+            core::mem::forget(unsafe { Fd::from_raw(report) });
+        }
+        is_joined
+    }
+
     /// Whether there is an emulator to talk to.
     #[must_use]
     pub fn has_channel(&self) -> bool {
@@ -124,7 +134,7 @@ impl Process {
     }
 
     fn open_telemetry(&self) -> SysResult<()> {
-        let fd = self.telemetry.open(&program_name())?;
+        let fd = self.telemetry.open(program_name(&mut [0; 64]))?;
         let result = self.send(&Message::new(channel::TELEMETRY, 0, 0, 0), Some(fd));
         // The mapping stays.
         sys::close(fd).ok();
@@ -279,13 +289,12 @@ fn is_channel(fd: RawFd) -> bool {
         && sys::int_option(fd, libc::SOL_SOCKET, libc::SO_TYPE) == Ok(libc::SOCK_SEQPACKET)
 }
 
-/// Name of the program, as `comm` shows it.
-fn program_name() -> Vec<u8> {
-    let mut name = [0_u8; 64];
-    let len = sys::executable(&mut name);
-    let path = &name[..len];
+/// Name of the program's file.
+pub fn program_name(room: &mut [u8; 64]) -> &[u8] {
+    let len = sys::executable(room);
+    let path = &room[..len];
     let start = path.iter().rposition(|&b| b == b'/').map_or(0, |n| n + 1);
-    path[start..].to_vec()
+    &path[start..]
 }
 
 #[cfg(test)]

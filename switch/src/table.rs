@@ -71,6 +71,8 @@ pub struct Slot {
     pub san: AtomicU32,
     /// Epoll sets that know this socket.
     pub sets: AtomicU32,
+    /// 1: a connection of the kernel's that this process, or its parent, accepted.
+    pub accepted: AtomicU32,
     /// The kernel's cookie of the socket, 0 until it had to be known; see `sys::cookie`.
     pub cookie: AtomicU64,
     /// A boxed `Arc`, or null.
@@ -331,6 +333,7 @@ impl Table {
         slot.record.store(0, Ordering::Relaxed);
         slot.san.store(0, Ordering::Relaxed);
         slot.sets.store(0, Ordering::Relaxed);
+        slot.accepted.store(0, Ordering::Relaxed);
         slot.cookie.store(0, Ordering::Relaxed);
         slot.descriptors.store(1, Ordering::Relaxed);
         // One reference for the entry, one for the caller. EDGE table-slot (release): the state above. Acquired in `hold`.

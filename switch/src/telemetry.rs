@@ -15,6 +15,7 @@ use ring_proto::sync::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use ring_proto::telemetry::{ENTRIES, Entry, Header, LEN, LIVE, MAGIC, Reason};
 use zerocopy::IntoBytes;
 
+use crate::report::{Report, Side};
 use crate::session::Flow;
 use crate::sys::{self, SysResult};
 
@@ -71,6 +72,8 @@ pub struct Telemetry {
     epoch: AtomicU32,
     /// Where the search for a free entry begins.
     cursor: AtomicU32,
+    /// What this process adds to the report of its run.
+    pub report: Report,
 }
 
 impl Telemetry {
@@ -82,6 +85,7 @@ impl Telemetry {
             words: AtomicPtr::new(core::ptr::null_mut()),
             epoch: AtomicU32::new(0),
             cursor: AtomicU32::new(0),
+            report: Report::new(),
         }
     }
 
@@ -174,7 +178,13 @@ impl Telemetry {
     }
 
     /// Reports an established connection. 0 when nobody reads or the entries are used up: the totals count it all the same.
-    pub fn connection(&self, road: Road, local: SocketAddr, remote: SocketAddr) -> Record {
+    pub fn connection(
+        &self,
+        side: Side,
+        road: Road,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Record {
         self.add(
             match road {
                 Road::Tcp(_) => TCP_CONNECTIONS,
@@ -182,15 +192,45 @@ impl Telemetry {
             },
             1,
         );
-        self.enter(road, local, remote)
+        let row = self.row(side, road, local, remote);
+        self.report.made(row);
+        self.enter(road, row, local, remote)
     }
 
     /// Reports a connection that a parent process has established already.
-    pub fn inherited(&self, road: Road, local: SocketAddr, remote: SocketAddr) -> Record {
-        self.enter(road, local, remote)
+    pub fn inherited(
+        &self,
+        side: Side,
+        road: Road,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Record {
+        let row = self.row(side, road, local, remote);
+        self.report.inherited(row);
+        self.enter(road, row, local, remote)
     }
 
-    fn enter(&self, road: Road, local: SocketAddr, remote: SocketAddr) -> Record {
+    /// Tells the run of a listener and the road that it offers.
+    pub fn listener(&self, road: Road, local: SocketAddr) {
+        let row = self.row(Side::Listening, road, local, local);
+        self.report.made(row);
+    }
+
+    /// The row of a connection in the report of the run: a port that was made for it alone tells nobody anything.
+    fn row(&self, side: Side, road: Road, local: SocketAddr, remote: SocketAddr) -> u32 {
+        if !self.report.is_open() {
+            return 0;
+        }
+        let address = match side {
+            Side::Connected | Side::Program => remote,
+            Side::Accepted | Side::Listening => local,
+        };
+        let mut name = [0; 64];
+        let program = crate::process::program_name(&mut name);
+        self.report.road(program, side, road.word(), Some(address))
+    }
+
+    fn enter(&self, road: Road, row: u32, local: SocketAddr, remote: SocketAddr) -> Record {
         let epoch = u64::from(self.epoch.load(Ordering::Relaxed)) << 32;
         let Some(words) = self.words() else {
             return 0;
@@ -212,7 +252,7 @@ impl Telemetry {
             let bytes = body.as_mut_bytes();
             bytes[local_at..local_at + 24].copy_from_slice(SockAddr::from(local).as_bytes());
             bytes[remote_at..remote_at + 24].copy_from_slice(SockAddr::from(remote).as_bytes());
-            body[ROAD] = road.word();
+            body[ROAD] = road.word() | (u64::from(row) << ROW_SHIFT);
             store_all(&entry[1..], &body[1..]);
             let used = index as u64 + 1;
             words[ENTRIES_USED].fetch_max(used, Ordering::Relaxed);
@@ -229,7 +269,8 @@ impl Telemetry {
         let Some(entry) = self.entry(record) else {
             return;
         };
-        let is_san = entry[ROAD].load(Ordering::Relaxed) & 0xff == ring_proto::telemetry::ROAD_SAN;
+        let road = entry[ROAD].load(Ordering::Relaxed);
+        let is_san = road & 0xff == ring_proto::telemetry::ROAD_SAN;
         for (bytes, word, total) in [(tx_bytes, TX, SAN_TX), (rx_bytes, RX, SAN_RX)] {
             if bytes != 0 {
                 // Relaxed: counters.
@@ -238,6 +279,9 @@ impl Telemetry {
                     self.add(total, bytes);
                 }
             }
+        }
+        if road >> ROW_SHIFT != 0 {
+            self.report.moved(row_of(road), tx_bytes, rx_bytes);
         }
     }
 
@@ -267,6 +311,14 @@ impl Telemetry {
     pub fn fell_back(&self, reason: Reason) {
         self.add(FALLBACKS + reason as usize, 1);
     }
+}
+
+/// The upper half of an entry's road, which readers of the telemetry leave alone.
+const ROW_SHIFT: u32 = 32;
+
+/// The row in the report of the run, of an entry's road.
+const fn row_of(road: u64) -> u32 {
+    (road >> ROW_SHIFT) as u32
 }
 
 fn store_all(words: &[AtomicU64], values: &[u64]) {
@@ -306,8 +358,13 @@ mod tests {
         let telemetry = Telemetry::new();
         let fd = telemetry.open(b"redis-server").unwrap();
         let (local, remote) = names();
-        let tcp = telemetry.connection(Road::Tcp(Some(Reason::OffSubnet)), local, remote);
-        let san = telemetry.connection(Road::San { mode: 1 }, local, remote);
+        let tcp = telemetry.connection(
+            Side::Connected,
+            Road::Tcp(Some(Reason::OffSubnet)),
+            local,
+            remote,
+        );
+        let san = telemetry.connection(Side::Connected, Road::San { mode: 1 }, local, remote);
         telemetry.count(tcp, 10, 0);
         telemetry.count(san, 5, 7);
         telemetry.fell_back(Reason::OffSubnet);
@@ -336,14 +393,14 @@ mod tests {
         let telemetry = Telemetry::new();
         let fd = telemetry.open(b"parent").unwrap();
         let (local, remote) = names();
-        let record = telemetry.connection(Road::San { mode: 0 }, local, remote);
+        let record = telemetry.connection(Side::Connected, Road::San { mode: 0 }, local, remote);
         telemetry.forked();
         let mine = telemetry.open(b"child").unwrap();
         telemetry.count(record, 99, 99);
         telemetry.end(record);
         let (header, entries) = read(fd);
         assert_eq!((header.san_tx_bytes, entries[0].state), (0, LIVE));
-        let record = telemetry.inherited(Road::San { mode: 0 }, local, remote);
+        let record = telemetry.inherited(Side::Connected, Road::San { mode: 0 }, local, remote);
         assert!(telemetry.is_current(record));
         let (header, entries) = read(mine);
         assert_eq!((header.san_connections, entries[0].state), (0, LIVE));
@@ -357,9 +414,15 @@ mod tests {
         let fd = telemetry.open(b"x").unwrap();
         let (local, remote) = names();
         for _ in 0..ENTRIES {
-            assert_ne!(telemetry.connection(Road::Tcp(None), local, remote), 0);
+            assert_ne!(
+                telemetry.connection(Side::Connected, Road::Tcp(None), local, remote),
+                0
+            );
         }
-        assert_eq!(telemetry.connection(Road::Tcp(None), local, remote), 0);
+        assert_eq!(
+            telemetry.connection(Side::Connected, Road::Tcp(None), local, remote),
+            0
+        );
         let (header, _) = read(fd);
         assert_eq!(header.tcp_connections, ENTRIES as u64 + 1);
         assert_eq!(header.entries_used, ENTRIES as u64);
@@ -370,7 +433,10 @@ mod tests {
     fn without_a_reader_nothing_happens() {
         let telemetry = Telemetry::new();
         let (local, remote) = names();
-        assert_eq!(telemetry.connection(Road::Tcp(None), local, remote), 0);
+        assert_eq!(
+            telemetry.connection(Side::Connected, Road::Tcp(None), local, remote),
+            0
+        );
         telemetry.count(0, 1, 1);
         telemetry.end(0);
         telemetry.fell_back(Reason::Loopback);

@@ -18,12 +18,13 @@ use ring_proto::channel;
 pub(crate) const PRELOAD: &str = "LD_PRELOAD";
 
 /// What a program on the node inherits.
-const CARRIED: [&str; 5] = [
+const CARRIED: [&str; 6] = [
     channel::ENV_CONFIG,
     channel::ENV_CHANNEL,
     channel::ENV_CLUSTER,
     channel::ENV_NODE,
     channel::ENV_ADDR,
+    channel::ENV_REPORT,
 ];
 
 /// The variables as they were when the program began.

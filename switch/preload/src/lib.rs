@@ -13,6 +13,8 @@
     expect(dead_code, reason = "the exports that use it are not built for tests")
 )]
 
+#[cfg_attr(not(target_arch = "x86_64"), path = "audit/none.rs")]
+mod audit;
 mod calls;
 mod environment;
 mod errno;

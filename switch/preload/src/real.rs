@@ -43,6 +43,16 @@ impl Failure for () {
     const FAILED: Self = ();
 }
 
+/// Names an argument that a watched call gives the kernel in another form.
+macro_rules! watched_argument {
+    (mask $mask:ident) => {
+        crate::audit::without_trap($mask)
+    };
+    ($_name:ident $argument:ident) => {
+        $argument
+    };
+}
+
 fn look_up(name: &CStr) -> *mut c_void {
     // SAFETY: a C string; RTLD_NEXT is a valid handle for a library that the dynamic linker has loaded.
     unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) }
@@ -99,6 +109,50 @@ macro_rules! real_functions {
         mod slots {
             use super::{AtomicPtr, c_void};
             $(pub(super) static $name: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());)*
+        }
+
+        /// Under the audit: the real functions.
+        #[cfg(target_arch = "x86_64")]
+        #[expect(non_upper_case_globals, reason = "named after their functions")]
+        mod kept {
+            use super::{AtomicPtr, c_void};
+            $(pub(super) static $name: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());)*
+        }
+
+        /// Under the audit: what stands in the slots. The system calls of a real function are the library's while it runs.
+        #[cfg(target_arch = "x86_64")]
+        mod watched {
+            use super::*;
+            $(
+                /// # Safety
+                /// As of the function.
+                pub(super) unsafe extern "C-unwind" fn $name($($arg: $type),*) -> $ret {
+                    $(let $arg = watched_argument!($arg $arg);)*
+                    let address = kept::$name.load(Ordering::Relaxed);
+                    // SAFETY: as below.
+                    let function = unsafe {
+                        core::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn($($type),*) -> $ret>(address)
+                    };
+                    crate::audit::open();
+                    // SAFETY: by the caller's promise.
+                    let result = unsafe { function($($arg),*) };
+                    crate::audit::close();
+                    result
+                }
+            )*
+        }
+
+        /// Lets the system calls of real functions pass the audit. All but `syscall`: what it is asked for and has no export here goes
+        /// past the library.
+        #[cfg(target_arch = "x86_64")]
+        pub(crate) fn watch() {
+            $(
+                let real = slots::$name.load(Ordering::Relaxed);
+                if !real.is_null() && stringify!($name) != "syscall" {
+                    kept::$name.store(real, Ordering::Relaxed);
+                    slots::$name.store(watched::$name as *mut c_void, Ordering::Relaxed);
+                }
+            )*
         }
 
         /// Looks all functions up.
@@ -212,6 +266,8 @@ real_functions! {
     posix_spawn(pid: *mut pid_t, path: *const c_char, actions: *const posix_spawn_file_actions_t, attributes: *const posix_spawnattr_t, argv: *const *const c_char, envp: *const *const c_char) -> c_int;
     posix_spawnp(pid: *mut pid_t, file: *const c_char, actions: *const posix_spawn_file_actions_t, attributes: *const posix_spawnattr_t, argv: *const *const c_char, envp: *const *const c_char) -> c_int;
 
+    pthread_create(thread: *mut libc::pthread_t, attributes: *const libc::pthread_attr_t, function: *mut c_void, argument: *mut c_void) -> c_int;
+    thrd_create(thread: *mut c_void, function: *mut c_void, argument: *mut c_void) -> c_int;
     sigaction(signal: c_int, action: *const sigaction_t, old: *mut sigaction_t) -> c_int;
 
     syscall(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long_result;

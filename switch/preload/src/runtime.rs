@@ -27,6 +27,7 @@ use switch::tcp::KernelTcp;
 use switch::waiters::Waiters;
 use switch::{Installed, NodeConfig, Switch};
 
+use crate::audit;
 use crate::calls::guarded;
 use crate::calls::hosts::Hosts;
 use crate::environment::{Environment, variable};
@@ -125,6 +126,11 @@ extern "C" fn start(_count: c_int, arguments: *const *const c_char) {
     }
     #[cfg(not(test))]
     role::play(runtime, arguments);
+    let is_audited = variable(channel::ENV_REPORT)
+        .is_some_and(|value| value.to_bytes().ends_with(channel::REPORT_AUDIT.as_bytes()));
+    if is_audited && runtime.process.telemetry.report.is_open() {
+        audit::begin(runtime);
+    }
     #[cfg(test)]
     let _ = arguments;
 }
@@ -149,6 +155,13 @@ fn from_environment(estate: Option<&Estate>) -> Option<Runtime> {
     let process = Arc::new(Process::new(channel));
     if let Some(estate) = estate {
         process.inherit(estate.life);
+    }
+    if let Some(report) = variable(channel::ENV_REPORT)
+        && let Some(number) = report.to_bytes().split(|&byte| byte == b' ').next()
+        && let Ok(number) = core::str::from_utf8(number).unwrap_or_default().parse()
+    {
+        // What is no report is left alone.
+        process.join(number);
     }
     let mut installed = Vec::new();
     if process.has_channel() {
@@ -189,11 +202,13 @@ extern "C" fn before_fork() {
         SETS.before_fork();
         runtime.switch.before_fork();
         runtime.process.before_fork();
+        audit::forking(true);
     }
 }
 
 extern "C" fn after_fork_in_parent() {
     if let Some(runtime) = get() {
+        audit::forking(false);
         runtime.process.after_fork_in_parent();
         // Whether the fork succeeded is not told; if not, the child's process socket hangs up and its holds with it.
         runtime.switch.after_fork_in_parent(true);
@@ -209,6 +224,7 @@ extern "C" fn after_fork_in_child() {
         SERVICE.after_fork_in_child();
         runtime.switch.after_fork_in_child();
         SETS.after_fork(true);
+        audit::after_fork_in_child();
     }
 }
 

@@ -19,6 +19,8 @@ use libc::{sighandler_t, siginfo_t};
 use ring_proto::sync::{AtomicUsize, Ordering};
 use switch::sys;
 
+use crate::audit;
+
 /// Signals, from 1.
 const SIGNALS: usize = 65;
 /// Put-off signals whose contents are kept.
@@ -140,6 +142,33 @@ fn put_off(signal: c_int, info: *const siginfo_t) {
     });
 }
 
+/// Calls the program's own handler for a signal that was not the audit's. False: there is none.
+pub(crate) fn deliver(signal: c_int, info: *mut siginfo_t, context: *mut c_void) -> bool {
+    // Relaxed: see `run`.
+    let function = handler(signal).map_or(0, |h| h.function.load(Ordering::Relaxed));
+    if function > libc::SIG_IGN {
+        run(signal, info, context);
+    }
+    function != libc::SIG_DFL
+}
+
+/// Takes note of another handler (or asks for the one there is), without the kernel.
+pub(crate) fn exchange(signal: c_int, new: Option<(usize, usize)>) -> (usize, usize) {
+    let Some(handler) = handler(signal) else {
+        return (libc::SIG_DFL, 0);
+    };
+    // Relaxed: see `run`.
+    let before = (
+        handler.function.load(Ordering::Relaxed),
+        handler.flags.load(Ordering::Relaxed),
+    );
+    if let Some((function, flags)) = new {
+        handler.function.store(function, Ordering::Relaxed);
+        handler.flags.store(flags, Ordering::Relaxed);
+    }
+    before
+}
+
 fn run(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     let Some(handler) = handler(signal) else {
         return;
@@ -157,6 +186,7 @@ fn run(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
         // SAFETY: a valid action, and the old one is not asked for.
         unsafe { crate::real::sigaction(signal, &raw const default, core::ptr::null_mut()) };
     }
+    let audited = audit::handler_begins();
     if flags & bits(libc::SA_SIGINFO) != 0 {
         // SAFETY: the program said so by its flags.
         let function = unsafe {
@@ -174,6 +204,7 @@ fn run(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
         // SAFETY: with what the kernel passed.
         unsafe { function(signal) };
     }
+    audit::handler_ended(audited);
 }
 
 fn handler(signal: c_int) -> Option<&'static Handler> {
@@ -216,6 +247,10 @@ pub(crate) fn change(signal: c_int, action: &libc::sigaction) -> Option<Change> 
         changed.sa_sigaction = our_handler();
         // A put-off signal must find its handler once more.
         changed.sa_flags = (action.sa_flags & !libc::SA_RESETHAND) | libc::SA_SIGINFO;
+        if audit::is_on() {
+            // SAFETY: a set, and a signal there is.
+            unsafe { libc::sigdelset(&raw mut changed.sa_mask, libc::SIGSYS) };
+        }
     }
     Some(Change {
         action: changed,
@@ -229,6 +264,14 @@ pub(crate) fn revert(signal: c_int, change: &Change) {
         handler.function.store(change.before.0, Ordering::Relaxed);
         handler.flags.store(change.before.1, Ordering::Relaxed);
     }
+}
+
+/// As [`show`], where the kernel was not asked.
+pub(crate) fn show_kept(signal: c_int, old: &mut libc::sigaction, change: Option<&Change>) {
+    // SAFETY: all bytes zero is a valid action.
+    *old = unsafe { core::mem::zeroed() };
+    old.sa_sigaction = our_handler();
+    show(signal, old, change);
 }
 
 /// Shows the program what it had installed: `old` is the kernel's answer, `change` what replaced it, if anything did.

@@ -101,6 +101,13 @@ impl Conn {
         self.record_offset
     }
 
+    /// Whether this end accepted the connection.
+    #[must_use]
+    pub fn is_accepted(&self) -> bool {
+        // Relaxed: written before the record was shared.
+        self.record.get().role.load(Ordering::Relaxed) == super::start::Role::Passive as u32
+    }
+
     /// The companion.
     #[must_use]
     pub const fn sp(&self) -> SpSocket {

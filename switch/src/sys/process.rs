@@ -49,6 +49,17 @@ pub fn queue_to_self(info: &libc::siginfo_t) {
     unsafe { syscall(libc::SYS_rt_tgsigqueueinfo, args) }.ok();
 }
 
+/// `PR_SET_SYSCALL_USER_DISPATCH` of prctl(2).
+pub const PR_SET_SYSCALL_USER_DISPATCH: usize = 59;
+
+/// Whether the kernel can hand a program's system calls back to it. Turns nothing on; what is on goes off.
+#[must_use]
+pub fn can_dispatch() -> bool {
+    let args = [PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0, 0];
+    // SAFETY: takes no pointer.
+    cfg!(target_arch = "x86_64") && unsafe { syscall(libc::SYS_prctl, args) }.is_ok()
+}
+
 /// Gives the processor away.
 pub fn yield_now() {
     // SAFETY: takes no argument and cannot fail.

@@ -16,7 +16,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use ring_proto::channel;
-use ring_proto::telemetry::Reason;
+use ring_proto::telemetry::{ROAD_TCP, Reason};
+use switch::report::Side;
 use switch::{Stage, program, sys};
 
 use crate::calls::pump;
@@ -168,6 +169,12 @@ unsafe fn plan(
             environment: Some(block.apply(&entries)),
             bundle,
         };
+    }
+    if let Some(obstacle) = &obstacle {
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        let road = ROAD_TCP | ((obstacle.reason as u64) << 8);
+        let report = &runtime.process.telemetry.report;
+        report.made(report.road(name, Side::Program, road, None));
     }
     // Linkers that cannot load the library would refuse to start the program.
     let is_fatal = obstacle.is_some_and(|o| {

@@ -109,7 +109,11 @@ pub(crate) fn listen(fd: c_int, backlog: c_int) -> Option<Result<(), Errno>> {
     let Some(socket) = slot.socket() else {
         return Some(runtime.tcp.listen_on(fd, backlog));
     };
+    let was_listening = socket.stage() == Stage::SanListening;
     let result = runtime.switch.listen(socket, backlog);
+    if result.is_ok() && !was_listening {
+        traffic::listening(runtime, fd, socket);
+    }
     if socket.stage() == Stage::SanListening {
         host::mark(&slot, socket);
         // A second taker must not leave `accept` waiting for the kernel's half alone; the program's own mode is the switch's to know.

@@ -8,10 +8,11 @@ use core::net::SocketAddr;
 
 use ring_proto::sync::Ordering;
 use ring_proto::telemetry::Reason;
+use switch::report::Side;
 use switch::session::Conn;
 use switch::table::{Slot, SlotRef};
 use switch::telemetry::{Record, Road};
-use switch::{SwitchSocket, sys};
+use switch::{Stage, SwitchSocket, sys};
 
 use crate::calls::guarded;
 use crate::runtime::{self, Runtime, TABLE};
@@ -63,10 +64,15 @@ fn report(
         return 0;
     };
     let road = Road::Tcp(reason);
+    // Relaxed: one word, written by the thread that took the connection in.
+    let side = match slot.accepted.load(Ordering::Relaxed) {
+        0 => Side::Connected,
+        _ => Side::Accepted,
+    };
     let record = if is_inherited {
-        telemetry.inherited(road, local, peer)
+        telemetry.inherited(side, road, local, peer)
     } else {
-        telemetry.connection(road, local, peer)
+        telemetry.connection(side, road, local, peer)
     };
     slot.record.store(record, Ordering::Relaxed);
     record
@@ -114,6 +120,8 @@ pub(crate) fn accepted(runtime: &Runtime, fd: c_int, peer: SocketAddr) {
     if let Some(reason) = reason {
         runtime.process.telemetry.fell_back(reason);
     }
+    // Relaxed: as in `report`.
+    slot.accepted.store(1, Ordering::Relaxed);
     report(runtime, fd, &slot, reason, false);
 }
 
@@ -122,6 +130,20 @@ fn reported(runtime: &Runtime, fd: c_int) -> Option<SlotRef<'static>> {
         return None;
     }
     TABLE.get(fd).filter(|s| !s.endpoint.shape().datagram)
+}
+
+/// Tells the report of the run of a listener and its road.
+pub(crate) fn listening(runtime: &Runtime, fd: c_int, socket: &SwitchSocket) {
+    if !runtime.process.telemetry.report.is_open() {
+        return;
+    }
+    if let Ok(local) = runtime.tcp.local(fd) {
+        let road = match socket.stage() {
+            Stage::SanListening => Road::San { mode: 0 },
+            _ => Road::Tcp(socket.reason()),
+        };
+        runtime.process.telemetry.listener(road, local);
+    }
 }
 
 /// Reports a connection that the SAN carries, unless that has been done.
@@ -182,10 +204,14 @@ fn san_record(runtime: &Runtime, socket: &SwitchSocket, is_inherited: bool) -> R
         return 0;
     };
     let road = Road::San { mode: 0 };
+    let side = match socket.conn().is_some_and(|conn| conn.is_accepted()) {
+        false => Side::Connected,
+        true => Side::Accepted,
+    };
     if is_inherited {
-        telemetry.inherited(road, local, peer)
+        telemetry.inherited(side, road, local, peer)
     } else {
-        telemetry.connection(road, local, peer)
+        telemetry.connection(side, road, local, peer)
     }
 }
 
@@ -221,7 +247,14 @@ pub(crate) fn flow(runtime: &Runtime, slot: &Slot, conn: &Conn) {
 }
 
 /// Takes the connection of a socket whose last descriptor goes off the list.
-pub(crate) fn ended(runtime: &Runtime, slot: &Slot) {
+pub(crate) fn ended(runtime: &Runtime, slot: &SlotRef<'_>) {
+    // One that fell back and moved no byte yet, but was made: it was a connection all the same.
+    if slot.record.load(Ordering::Relaxed) == PENDING
+        && let Some(socket) = slot.socket()
+        && sys::peer_name(socket.fd()).is_ok()
+    {
+        report(runtime, socket.fd(), slot, socket.reason(), false);
+    }
     let record = slot.record.swap(0, Ordering::Relaxed);
     if record < UNTOLD && record != 0 {
         runtime.process.telemetry.end(record);

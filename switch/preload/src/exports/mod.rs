@@ -13,6 +13,7 @@ mod programs;
 pub(crate) mod ready;
 mod signals;
 mod splice;
+mod threads;
 
 use crate::calls::guarded;
 use crate::errno;

@@ -6,7 +6,7 @@ use core::ffi::c_int;
 use libc::{sigaction as Action, sighandler_t};
 
 use super::{exports, real, with_program};
-use crate::{runtime, signals};
+use crate::{audit, runtime, signals};
 
 exports! {
     fn sigaction(signal: c_int, action: *const Action, old: *mut Action) -> c_int {
@@ -19,6 +19,13 @@ exports! {
         } else {
             with_program!(signals::change(signal, &*action))
         };
+        if audit::is_kept(signal) {
+            // Known, and called where the kernel means the program.
+            if !old.is_null() {
+                with_program!(signals::show_kept(signal, &mut *old, change.as_ref()));
+            }
+            return 0;
+        }
         let new = change.as_ref().map_or(action, |c| &raw const c.action);
         let result = real!(sigaction(signal, new, old));
         if result == 0 {
