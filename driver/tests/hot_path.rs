@@ -243,6 +243,12 @@ fn forbid_system_calls() {
     assert_eq!(set, 0);
 }
 
+/// Round trips: the queues go round several times. Whoever may make no system call cannot yield either, so on a busy machine each trip
+/// takes the time slices of everybody else.
+const ROUNDS: u32 = 300;
+/// After this the child hangs.
+const PATIENCE_S: u32 = 600;
+
 /// Runs `work` in a forked child that may make no system call; says how the child ended.
 ///
 /// Exit status 0: all went well; 1: `work` failed; 2: it allocated.
@@ -251,7 +257,7 @@ fn measured(work: impl FnOnce() -> bool) -> WaitStatus {
     match unsafe { nix::unistd::fork() }.unwrap() {
         ForkResult::Parent { child } => waitpid(child, None).unwrap(),
         ForkResult::Child => {
-            nix::unistd::alarm::set(60);
+            nix::unistd::alarm::set(PATIENCE_S);
             forbid_system_calls();
             let before = ASKED.load(Ordering::Relaxed);
             let is_right = work();
@@ -307,7 +313,7 @@ fn verbs_objects_post_and_poll_without_system_call_and_allocation() {
     a.qp.connect(b.qp.address()).unwrap();
     b.qp.connect(a.qp.address()).unwrap();
     assert_clean(measured(|| {
-        for round in 0..2000_u64 {
+        for round in 0..u64::from(ROUNDS) {
             let into = [b.memory.sge(0, 65_536)];
             let out = [a.memory.sge(0, 1000), a.memory.sge(5000, 24)];
             let (inline, opcode) = ([7; 200], Opcode::SEND);
@@ -407,7 +413,7 @@ fn the_provider_posts_and_completes_without_system_call_and_allocation() {
     let (at_a, at_b) = connect(&a, &b, 4000, 5000);
     let (near, far) = (Side::new(&a, at_a), Side::new(&b, at_b));
     assert_clean(measured(|| {
-        for round in 0..2000_u32 {
+        for round in 0..ROUNDS {
             let buffers = [near.buffer];
             let small = [plain(b"a small message")];
             let (provider, s) = (&a.provider, at_a);
