@@ -91,12 +91,18 @@ pub(crate) fn is_single_threaded() -> bool {
     !word.is_null() && unsafe { word.read_volatile() } != 0
 }
 
-fn find(slot: &AtomicPtr<c_void>, name: &CStr) -> *mut c_void {
+#[inline(always)]
+fn find(slot: &AtomicPtr<c_void>, name: &'static CStr) -> *mut c_void {
     // Relaxed, here and below: all threads find the same address, and the code behind it was there before any of them.
     let known = slot.load(Ordering::Relaxed);
-    if !known.is_null() {
-        return known;
+    if known.is_null() {
+        return find_late(slot, name);
     }
+    known
+}
+
+#[cold]
+fn find_late(slot: &AtomicPtr<c_void>, name: &'static CStr) -> *mut c_void {
     // A constructor of another library ran before ours, or the function does not exist.
     let found = look_up(name);
     slot.store(found, Ordering::Relaxed);
@@ -167,7 +173,9 @@ macro_rules! real_functions {
             /// As of the function.
             #[inline(always)]
             pub(crate) unsafe fn $name($($arg: $type),*) -> $ret {
-                let address = find(&slots::$name, name_of(concat!(stringify!($name), "\0")));
+                // Constant: the name would else be measured in every call.
+                const NAME: &CStr = name_of(concat!(stringify!($name), "\0"));
+                let address = find(&slots::$name, NAME);
                 if address.is_null() {
                     errno::store(libc::ENOSYS);
                     return <$ret as Failure>::FAILED;
