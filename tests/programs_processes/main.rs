@@ -407,18 +407,18 @@ fn what_is_killed_at_any_stage_leaves_nothing() {
     // Each stage stops where it stands; the family is killed one by one, in both orders.
     let stages = [
         // Before accept, in a child.
-        "os.fork(); print(os.getpid(), flush=True); time.sleep(60)",
+        "os.fork(); say(os.getpid()); time.sleep(60)",
         // With a connection that both have.
-        "s, _ = l.accept(); os.fork(); print(os.getpid(), flush=True); time.sleep(60)",
+        "s, _ = l.accept(); os.fork(); say(os.getpid()); time.sleep(60)",
         // After exec, by whom it was left.
-        "s, _ = l.accept(); os.set_inheritable(s.fileno(), True); print(os.getpid(), flush=True); \
+        "s, _ = l.accept(); os.set_inheritable(s.fileno(), True); say(os.getpid()); \
          os.execv(sys.executable, [sys.executable, '-c', 'import time; time.sleep(60)'])",
         // With a pump.
-        "s, _ = l.accept(); os.dup2(s.fileno(), 0); s.close(); print(os.getpid(), flush=True); time.sleep(60)",
+        "s, _ = l.accept(); os.dup2(s.fileno(), 0); s.close(); say(os.getpid()); time.sleep(60)",
         // With a program that was started on it.
-        "s, _ = l.accept(); p = subprocess.Popen(['sleep', '60'], stdin=s, stdout=s); print(os.getpid(), p.pid, flush=True); time.sleep(60)",
+        "s, _ = l.accept(); p = subprocess.Popen(['sleep', '60'], stdin=s, stdout=s); say(os.getpid(), p.pid); time.sleep(60)",
         // In the middle of a message to another process.
-        "s, _ = l.accept(); a, b = socket.socketpair(); socket.send_fds(a, [b'x'], [s.fileno()]); print(os.getpid(), flush=True); time.sleep(60)",
+        "s, _ = l.accept(); a, b = socket.socketpair(); socket.send_fds(a, [b'x'], [s.fileno()]); say(os.getpid()); time.sleep(60)",
     ];
     let lab = Lab::new("what_is_killed_at_any_stage_leaves_nothing");
     let cluster = lab.up_on(Road::San);
@@ -436,6 +436,8 @@ except ConnectionResetError: pass
     {
         let script = format!(
             "import os, socket, subprocess, sys, time\n\
+             # A line in one piece: two members of a family write at once.\n\
+             def say(*words): os.write(1, b' '.join(b'%d' % word for word in words) + b'\\n')\n\
              l = socket.create_server(('', int(sys.argv[1])))\n{stage}\n"
         );
         let port = PORT.to_string();
