@@ -12,7 +12,6 @@ use driver::spi::{self, ConnectionRequest, FD_ACCEPT, SpSocket, Verdict, Waiter}
 use driver::wsa::WsaError;
 use ring_proto::sync::Ordering;
 
-use crate::connect::session_options;
 use crate::event::EventFd;
 use crate::gate;
 use crate::listen::{ListenCompanion, Listening};
@@ -24,8 +23,6 @@ use crate::session::{Conn, Phase, Role};
 use crate::socket::{SocketState, Stage, SwitchSocket};
 use crate::switch::{Accepted, Switch};
 
-/// Time a connected but silent peer gets for the first exchange.
-pub(crate) const NEGOTIATION_LIMIT_NS: u64 = 5_000_000_000;
 /// Requests one step takes from one companion, so that a flood on one listener starves no other.
 const STEP_LIMIT: u32 = 256;
 
@@ -455,7 +452,7 @@ impl Switch {
             Role::Passive,
             provider.clone(),
             accepted.socket,
-            session_options(options),
+            self.session_options(options),
         );
         // without memory for the session the connection cannot be used; the program never sees it.
         let Ok(conn) = started.map(Arc::new) else {
@@ -474,7 +471,7 @@ impl Switch {
             Some(position) => listening.negotiations().push(Negotiation {
                 conn,
                 position,
-                deadline_ns: now_ns.saturating_add(NEGOTIATION_LIMIT_NS),
+                deadline_ns: now_ns.saturating_add(self.config.negotiation_limit_ns()),
                 defer_until_ns: 0,
             }),
             None => self.discard(conn),
@@ -537,7 +534,7 @@ impl Switch {
                 Some(conn) => listening.negotiations().push(Negotiation {
                     conn: Arc::new(conn),
                     position: waiting.position,
-                    deadline_ns: now_ns.saturating_add(NEGOTIATION_LIMIT_NS),
+                    deadline_ns: now_ns.saturating_add(self.config.negotiation_limit_ns()),
                     defer_until_ns: 0,
                 }),
                 None => drop(listening.queue().lock().settle(waiting.position, false)),

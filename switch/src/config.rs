@@ -166,6 +166,14 @@ impl NodeConfig {
         self.san_connect_limit_ms.saturating_mul(1_000_000)
     }
 
+    /// Time a connected but silent peer gets for the first exchange. Both programs must run for that, so who gives connects longer,
+    /// on a slow machine, gives this longer too.
+    #[must_use]
+    pub fn negotiation_limit_ns(&self) -> u64 {
+        const LEAST_NS: u64 = 5_000_000_000;
+        self.connect_limit_ns().max(LEAST_NS)
+    }
+
     /// Prefix of an address of this node, `None` for a foreign one (R-22, OP-1).
     #[must_use]
     pub fn prefix_of(&self, address: Ipv4Addr) -> Option<u8> {

@@ -21,7 +21,6 @@ use driver::wsa::WsaError;
 use ring_proto::eqe::CmStatus;
 use ring_proto::telemetry::Reason;
 
-use crate::accept::NEGOTIATION_LIMIT_NS;
 use crate::companion;
 use crate::determine::{self, ConnectRoad, inner_v4, is_wildcard};
 use crate::gate;
@@ -401,13 +400,13 @@ impl Switch {
 
     /// The provider has connected: the session begins at once. From here on there is no fall-back.
     fn start_session(&self, socket: &SwitchSocket, state: &mut SocketState) {
-        let options = session_options(&state.options);
+        let options = self.session_options(&state.options);
         let Some(attempt) = &mut state.attempt else {
             return;
         };
         socket.enter(Stage::Negotiating);
         let now = self.host.now_ns();
-        attempt.deadline_ns = now.saturating_add(NEGOTIATION_LIMIT_NS);
+        attempt.deadline_ns = now.saturating_add(self.config.negotiation_limit_ns());
         let companion = &attempt.companion;
         let provider = companion.provider.clone();
         match Conn::start(Role::Active, provider, companion.socket, options) {
@@ -505,6 +504,17 @@ impl Switch {
         }
     }
 
+    /// What a session takes over from the socket's options.
+    pub(crate) fn session_options(&self, options: &OptionStore) -> ConnOptions {
+        ConnOptions {
+            send_buffer: options::buffer(options, libc::SO_SNDBUF).unwrap_or(0),
+            recv_buffer: options::buffer(options, libc::SO_RCVBUF).unwrap_or(0),
+            ring: 0,
+            // The switch ends it first.
+            negotiation_ns: self.config.negotiation_limit_ns().saturating_mul(2),
+        }
+    }
+
     /// no TCP any more; the program is told.
     fn negotiation_failed(
         &self,
@@ -583,15 +593,6 @@ impl Switch {
         if let Some(event) = attempt.event {
             self.events.give(event);
         }
-    }
-}
-
-/// What a session takes over from the socket's options.
-pub(crate) fn session_options(options: &OptionStore) -> ConnOptions {
-    ConnOptions {
-        send_buffer: options::buffer(options, libc::SO_SNDBUF).unwrap_or(0),
-        recv_buffer: options::buffer(options, libc::SO_RCVBUF).unwrap_or(0),
-        ring: 0,
     }
 }
 

@@ -26,7 +26,7 @@ const DEFAULT_RING: u32 = 1 << 20;
 const MIN_RING: u64 = 64 * 1024;
 /// Longest.
 const MAX_RING: u64 = 16 << 20;
-/// Time the peer has for the negotiation.
+/// Time the peer has for the negotiation, if nobody says more.
 const NEGOTIATION_NS: u64 = 10_000_000_000;
 /// Which end of the connection this is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +47,8 @@ pub struct ConnOptions {
     pub recv_buffer: u32,
     /// Bytes of the send ring; 0: as `send_buffer`, but at least 1 MiB, so that the limit can grow later.
     pub ring: u32,
+    /// Time the peer has for the negotiation.
+    pub negotiation_ns: u64,
 }
 
 impl Default for ConnOptions {
@@ -55,6 +57,7 @@ impl Default for ConnOptions {
             send_buffer: DEFAULT_RING,
             recv_buffer: RECV_SLOTS * PAYLOAD_MAX,
             ring: 0,
+            negotiation_ns: NEGOTIATION_NS,
         }
     }
 }
@@ -212,8 +215,10 @@ impl Conn {
         r.repeat_from.store(u64::MAX, Ordering::Relaxed);
         r.send_limit
             .store(u64::from(send_buffer), Ordering::Relaxed);
-        r.deadline_ns
-            .store(now_ns().saturating_add(NEGOTIATION_NS), Ordering::Relaxed);
+        r.deadline_ns.store(
+            now_ns().saturating_add(options.negotiation_ns),
+            Ordering::Relaxed,
+        );
         r.magic.store(MAGIC, Ordering::Release);
         Self::attach(provider.clone(), sp, record_region.offset).ok_or(WsaError::Fault)
     }
