@@ -63,9 +63,13 @@ impl Passage {
                 flip,
                 ..
             } => {
-                u8::from(is_held) * record::HELD
-                    | u8::from(is_doubled) * record::DOUBLED
-                    | u8::from(flip.is_some()) * record::DAMAGED
+                let fates = [
+                    (is_held, record::HELD),
+                    (is_doubled, record::DOUBLED),
+                    (flip.is_some(), record::DAMAGED),
+                ];
+                let met = fates.into_iter().filter(|(is_met, _)| *is_met);
+                met.fold(0, |bits, (_, bit)| bits | bit)
             }
         }
     }
