@@ -275,6 +275,7 @@ pub(crate) fn meaning(reason: &str) -> &'static str {
         "musl_binary" => "the program is linked against musl",
         "old_glibc" => "the program's glibc is too old for the library",
         "link_cut" => "the link was cut, and the connect failed",
+        "datagrams" => "datagrams to another node, which meet no link",
         _ => "",
     }
 }

@@ -6,6 +6,7 @@
 //! Source: ours, the command-line contract.
 
 mod kept;
+mod ungoverned;
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -18,6 +19,7 @@ use crate::exit::{FAILED, Failure};
 use crate::output::{self, Table};
 use crate::paths::RunDirectory;
 use crate::signals::{StopSignals, Waited};
+use ungoverned::Watch;
 
 /// Name of a cluster that nobody named.
 pub(crate) const DEFAULT_NAME: &str = "default";
@@ -61,7 +63,7 @@ pub(crate) fn up(arguments: &cli::Up) -> Result<(), Failure> {
         emulator.release();
         return Ok(());
     }
-    stay(name, emulator, &stop)
+    stay(name, emulator, Watch::new(plan.isolation), &stop)
 }
 
 fn describe(name: &str, directory: &Path) -> anyhow::Result<String> {
@@ -80,14 +82,21 @@ fn describe(name: &str, directory: &Path) -> anyhow::Result<String> {
 }
 
 /// Stays until Ctrl-C or until the emulator ends.
-fn stay(name: &str, mut emulator: Emulator, stop: &StopSignals) -> Result<(), Failure> {
-    let waited = stop.wait(&[emulator.process().as_fd()], None)?;
-    let status = match waited {
-        Waited::Stop | Waited::TimedOut => {
-            emulator.stop()?;
-            return Ok(());
+fn stay(
+    name: &str,
+    mut emulator: Emulator,
+    mut watch: Watch,
+    stop: &StopSignals,
+) -> Result<(), Failure> {
+    let status = loop {
+        match stop.wait(&[emulator.process().as_fd()], watch.period())? {
+            Waited::Stop => {
+                emulator.stop()?;
+                return Ok(());
+            }
+            Waited::TimedOut => watch.tell(emulator.directory()),
+            Waited::Ready(_) => break emulator.collect()?,
         }
-        Waited::Ready(_) => emulator.collect()?,
     };
     if status.success() {
         return Ok(());

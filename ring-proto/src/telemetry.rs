@@ -152,11 +152,12 @@ pub enum Reason {
     MuslBinary = 20,
     OldGlibc = 21,
     LinkCut = 22,
+    Datagrams = 23,
 }
 
 impl Reason {
     /// All reasons, in numerical order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::Loopback,
         Self::OffSubnet,
         Self::BindNotSan,
@@ -179,6 +180,7 @@ impl Reason {
         Self::MuslBinary,
         Self::OldGlibc,
         Self::LinkCut,
+        Self::Datagrams,
     ];
 
     /// Name in JSON and tables.
@@ -207,6 +209,7 @@ impl Reason {
             Self::MuslBinary => "musl_binary",
             Self::OldGlibc => "old_glibc",
             Self::LinkCut => "link_cut",
+            Self::Datagrams => "datagrams",
         }
     }
 

@@ -5,11 +5,11 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use nic_emu::server::NodeAddress;
+use nic_emu::server::{NodeAddress, UngovernedPolicy};
 use serde::{Deserialize, Serialize};
 
 use super::tree::{Entry, Value};
-use super::{CLAIM_HOST, Fault, fault, wrong_kind};
+use super::{CLAIM_HOST, Fault, choice, fault, wrong_kind};
 
 /// What keeps the nodes of a cluster apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -40,6 +40,25 @@ impl Isolation {
             Self::Loopback => read_loopback_address(text),
             Self::Netns => read_netns_address(text),
         }
+    }
+}
+
+/// The words of `cluster.ungoverned`.
+const UNGOVERNED: [&str; 2] = ["warn", "refuse"];
+
+/// Reads `cluster.ungoverned`.
+pub(super) fn read_ungoverned(entry: &Entry) -> Result<UngovernedPolicy, Fault> {
+    Ok(match choice(entry, "cluster.ungoverned", &UNGOVERNED)? {
+        "refuse" => UngovernedPolicy::Refuse,
+        _ => UngovernedPolicy::Warn,
+    })
+}
+
+/// The line of a cluster file for it, where it is not the usual.
+pub(super) fn ungoverned_line(ungoverned: UngovernedPolicy) -> &'static str {
+    match ungoverned {
+        UngovernedPolicy::Refuse => "ungoverned = \"refuse\"\n",
+        UngovernedPolicy::Warn | UngovernedPolicy::Nothing => "",
     }
 }
 

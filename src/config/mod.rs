@@ -16,7 +16,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use nic_emu::server::{BacklogFull, LabConfig, Loopback, NodeAddress, NodeSpec};
+use nic_emu::server::{BacklogFull, LabConfig, Loopback, NodeAddress, NodeSpec, UngovernedPolicy};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use isolation::{Isolation, Publish};
@@ -46,6 +46,9 @@ pub(crate) struct ClusterPlan {
     /// What keeps the nodes apart.
     #[serde(default)]
     pub(crate) isolation: Isolation,
+    /// What becomes of traffic that links cannot govern, in loopback mode.
+    #[serde(default)]
+    pub(crate) ungoverned: UngovernedPolicy,
     /// Decides what links and fault rules draw.
     pub(crate) seed: u64,
     /// The nodes, in the file's order.
@@ -126,6 +129,7 @@ impl ClusterPlan {
             san_connect_limit_ms: None,
             loopback: Loopback::Tcp,
             isolation: Isolation::Loopback,
+            ungoverned: UngovernedPolicy::Warn,
             seed: 0,
             nodes: ["a", "b", "c"].map(node).into(),
             links: Vec::new(),
@@ -231,6 +235,10 @@ impl ClusterPlan {
     pub(crate) fn lab(&self) -> LabConfig {
         LabConfig {
             seed: self.seed,
+            ungoverned: match self.isolation {
+                Isolation::Loopback => self.ungoverned,
+                Isolation::Netns => UngovernedPolicy::Nothing,
+            },
             links: self.links.iter().flat_map(LinkPlan::directions).collect(),
             events: self
                 .events
@@ -251,6 +259,7 @@ impl ClusterPlan {
         if self.isolation != Isolation::Loopback {
             text.push_str(&format!("isolation = \"{}\"\n", self.isolation.word()));
         }
+        text.push_str(isolation::ungoverned_line(self.ungoverned));
         if let Some(limit_ms) = self.san_connect_limit_ms {
             text.push_str(&format!("san_connect_limit = \"{limit_ms} ms\"\n"));
         }
@@ -408,6 +417,7 @@ fn read_cluster(node: &Node, plan: &mut ClusterPlan) -> Result<bool, Fault> {
                     _ => Isolation::Loopback,
                 };
             }
+            "ungoverned" => plan.ungoverned = isolation::read_ungoverned(entry)?,
             "seed" => plan.seed = number(entry, "cluster.seed")?,
             "san_connect_limit" => {
                 plan.san_connect_limit_ms = Some(duration_ms(entry, "cluster.san_connect_limit")?);
@@ -430,6 +440,7 @@ fn read_cluster(node: &Node, plan: &mut ClusterPlan) -> Result<bool, Fault> {
                         "san_connect_limit",
                         "loopback",
                         "isolation",
+                        "ungoverned",
                         "seed",
                     ],
                 );

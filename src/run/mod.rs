@@ -21,6 +21,7 @@ use std::process::Command;
 
 use anyhow::Context as _;
 use nic_emu::control::Pong;
+use nic_emu::server::UngovernedPolicy;
 use nix::sys::resource::{Resource, getrlimit};
 use ring_proto::channel;
 use rustix::io::FdFlags;
@@ -96,11 +97,26 @@ pub(crate) fn run(arguments: &cli::Run) -> Result<(), Failure> {
             command
                 .env_remove(channel::ENV_CONFIG)
                 .env_remove(channel::ENV_CHANNEL);
-            exit::diagnostic(format_args!(
-                "{} is {}: {} runs over TCP only, without the SAN ({})",
+            let what = format!(
+                "{} is {}: {}",
                 obstacle.file.display(),
                 obstacle.what,
-                name.display(),
+                name.display()
+            );
+            let links = match info.ungoverned {
+                UngovernedPolicy::Nothing => "",
+                UngovernedPolicy::Warn => ", and past every link",
+                UngovernedPolicy::Refuse => {
+                    return Err(Failure::new(
+                        exit::RUN_FAILED,
+                        format_args!(
+                            "{what} would run past every link, which this cluster refuses (`ungoverned = \"refuse\"`); with `isolation = \"netns\"` it meets them"
+                        ),
+                    ));
+                }
+            };
+            exit::diagnostic(format_args!(
+                "{what} runs over TCP only, without the SAN{links} ({})",
                 obstacle.reason.name()
             ));
             if let Some(telling) = &telling {

@@ -35,6 +35,9 @@ pub struct NodeConfig {
     /// Road of the node's connections to itself.
     #[serde(default)]
     pub loopback: Loopback,
+    /// What becomes of traffic to other nodes that links cannot govern.
+    #[serde(default)]
+    pub ungoverned: Ungoverned,
     /// All nodes of the cluster.
     #[serde(default)]
     pub nodes: Vec<NodeEntry>,
@@ -52,6 +55,19 @@ pub enum Loopback {
     Tcp,
     /// The node's NIC, which then owns aliases of 127.0.0.1 and `::1` that exist for this node alone.
     San,
+}
+
+/// What becomes of traffic that links cannot govern.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ungoverned {
+    /// There is none: the emulator is the wire.
+    Nothing,
+    /// It goes its way, and is told.
+    #[default]
+    Warn,
+    /// `ENETUNREACH`.
+    Refuse,
 }
 
 /// How the SAN calls the node's loopback addresses.

@@ -10,6 +10,7 @@ pub mod close;
 pub mod companion;
 pub mod config;
 pub mod connect;
+pub mod datagram;
 pub mod detached;
 pub mod determine;
 pub mod estate;

@@ -23,6 +23,8 @@ const REFUSAL_NS: u64 = 20_000_000;
 const V6: u32 = 1;
 const V6ONLY: u32 = 1 << 1;
 const DATAGRAM: u32 = 1 << 2;
+/// Datagrams of it went to another node.
+const UNGOVERNED: u32 = 1 << 31;
 /// Bound to a wildcard, not connected since.
 const WILDCARD: u32 = 1 << 3;
 /// Bound to a wildcard and port 0 by the program, not yet in the kernel: whether that is a node address or the host's depends on
@@ -113,6 +115,11 @@ impl Endpoint {
         unpack(self.shown.load(Ordering::Relaxed))
     }
 
+    /// Remembers that datagrams of the socket go past every link; whether that is news.
+    pub(crate) fn mark_ungoverned(&self) -> bool {
+        self.bits.fetch_or(UNGOVERNED, Ordering::Relaxed) & UNGOVERNED == 0
+    }
+
     /// Remembers that datagrams for 127.0.0.1 at `port` go to the node's own address.
     fn redirect(&self, port: u16) {
         self.shown
@@ -181,7 +188,7 @@ impl KernelTcp {
     }
 
     /// Placement and endpoint, when names of `fd` need a translation.
-    fn placed(&self, fd: RawFd) -> Option<(&Placement, &Endpoint)> {
+    pub(crate) fn placed(&self, fd: RawFd) -> Option<(&Placement, &Endpoint)> {
         Some((self.placement.as_ref()?, self.endpoint(fd)?))
     }
 

@@ -18,7 +18,7 @@ use crate::capture::Geometry;
 use crate::device::{
     Counters, FaultReport, Finding, Inspection, LinkParameters, LinkRow, Recording, Topic,
 };
-use crate::server::{Loopback, NamespaceKind};
+use crate::server::{Loopback, NamespaceKind, UngovernedPolicy};
 
 /// Name of the socket in a cluster's directory.
 pub const SOCKET_NAME: &str = "control.sock";
@@ -339,6 +339,9 @@ pub struct Pong {
     pub emulator_pid: u32,
     /// Its nodes.
     pub nodes: Vec<NodeEntry>,
+    /// What becomes of traffic that links cannot govern; `warn` when absent.
+    #[serde(default, skip_serializing_if = "UngovernedPolicy::is_usual")]
+    pub ungoverned: UngovernedPolicy,
 }
 
 /// A node with its addresses, such as `127.77.0.1/24`.
@@ -390,6 +393,9 @@ pub struct NodeConfig {
     /// Road of the node's connections to itself.
     #[serde(default)]
     pub loopback: Loopback,
+    /// What becomes of traffic that links cannot govern; `warn` when absent.
+    #[serde(default, skip_serializing_if = "UngovernedPolicy::is_usual")]
+    pub ungoverned: UngovernedPolicy,
     /// All nodes.
     pub nodes: Vec<NodeEntry>,
     /// SAN service providers in order of preference.
@@ -627,6 +633,7 @@ mod tests {
             wildcard_on_san: true,
             san_connect_limit_ms: None,
             loopback: Loopback::Tcp,
+            ungoverned: UngovernedPolicy::default(),
             nodes: vec![],
             providers: vec![],
         };

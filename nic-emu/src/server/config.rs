@@ -64,6 +64,30 @@ pub struct LabConfig {
     /// What changes later, in the order of the times.
     #[serde(default)]
     pub events: Vec<EventSpec>,
+    /// What becomes of traffic between nodes that links cannot govern.
+    #[serde(default)]
+    pub ungoverned: UngovernedPolicy,
+}
+
+/// What becomes of traffic between nodes that links cannot govern.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UngovernedPolicy {
+    /// There is none: the emulator is the wire.
+    Nothing,
+    /// It goes its way, and is told.
+    #[default]
+    Warn,
+    /// Programs do not start, datagrams meet ENETUNREACH.
+    Refuse,
+}
+
+impl UngovernedPolicy {
+    /// Whether it is what clusters do unless told otherwise.
+    #[must_use]
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A change of one direction of a link.

@@ -41,7 +41,7 @@ pub mod vfio;
 
 pub use config::{
     BacklogFull, BadAddress, ClusterConfig, DebugConfig, EventSpec, LabConfig, LinkSpec, Loopback,
-    NODE_LIMIT, NodeAddress, NodeSpec, Trouble,
+    NODE_LIMIT, NodeAddress, NodeSpec, Trouble, UngovernedPolicy,
 };
 pub use error::ServeError;
 pub use runtime::{EngineGone, EngineHandle, EngineThread};

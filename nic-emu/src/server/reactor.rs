@@ -432,7 +432,10 @@ impl Reactor {
                     }
                 })?;
                 if let Some(telemetry) = &mut process.telemetry {
-                    self.ledger.fold(process.node, telemetry.totals());
+                    let totals = telemetry.totals().clone();
+                    let report = telemetry.report();
+                    self.ledger
+                        .fold(&self.config, process.node, &totals, &report);
                 }
             }
             Source::Capture { id, .. } => engine.call(move |device| device.stop_capture(id))?,

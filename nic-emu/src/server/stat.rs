@@ -45,9 +45,18 @@ impl Ledger {
     }
 
     /// Folds the numbers of a process that has ended.
-    pub(crate) fn fold(&mut self, node: NodeId, totals: &Totals) {
+    pub(crate) fn fold(
+        &mut self,
+        config: &ClusterConfig,
+        node: NodeId,
+        totals: &Totals,
+        report: &Report,
+    ) {
         if let Some(ended) = self.ended.get_mut(usize::from(node.0)) {
             ended.add(totals);
+        }
+        if let Some(row) = datagrams(config, node, totals, report) {
+            self.push(row);
         }
     }
 
@@ -56,15 +65,19 @@ impl Ledger {
         if let Some(ended) = self.ended.get_mut(usize::from(node.0)) {
             ended.count(reason);
         }
-        if self.ungoverned.len() == UNGOVERNED_LIMIT {
-            self.ungoverned.pop_front();
-        }
-        self.ungoverned.push_back(Ungoverned {
+        self.push(Ungoverned {
             node: note.node.clone(),
             pid: u64::from(note.pid),
             program: printable(note.program.as_bytes()),
             what: reason.name().to_owned(),
         });
+    }
+
+    fn push(&mut self, row: Ungoverned) {
+        if self.ungoverned.len() == UNGOVERNED_LIMIT {
+            self.ungoverned.pop_front();
+        }
+        self.ungoverned.push_back(row);
     }
 
     /// Answers STAT.
@@ -77,6 +90,7 @@ impl Ledger {
     ) -> Stat {
         let mut sums = self.ended.clone();
         let mut connections = Vec::new();
+        let mut ungoverned: Vec<_> = self.ungoverned.iter().cloned().collect();
         for process in processes {
             let at = usize::from(process.node.0);
             let (Some(sum), Some(node)) = (sums.get_mut(at), config.nodes.get(at)) else {
@@ -84,6 +98,7 @@ impl Ledger {
             };
             sum.add(&process.totals);
             let report = &process.report;
+            ungoverned.extend(datagrams(config, process.node, &process.totals, report));
             connections.extend(
                 report
                     .connections
@@ -127,10 +142,27 @@ impl Ledger {
                     })
                 })
                 .collect(),
-            ungoverned: self.ungoverned.iter().cloned().collect(),
+            ungoverned,
             findings,
         }
     }
+}
+
+/// The row of a process whose datagrams went to other nodes.
+fn datagrams(
+    config: &ClusterConfig,
+    node: NodeId,
+    totals: &Totals,
+    report: &Report,
+) -> Option<Ungoverned> {
+    let mut reasons = totals.named_fallbacks();
+    reasons.find(|&(reason, _)| reason == Reason::Datagrams)?;
+    Some(Ungoverned {
+        node: config.nodes.get(usize::from(node.0))?.name.clone(),
+        pid: report.pid,
+        program: report.program.clone(),
+        what: Reason::Datagrams.name().to_owned(),
+    })
 }
 
 /// The nodes of a cluster as control messages name them.

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use driver::provider::{SanConfig, SanProvider};
 use ring_proto::channel;
 use ring_proto::sync::{AtomicPtr, Ordering};
+use switch::config::Ungoverned;
 use switch::estate::Estate;
 use switch::place::Placement;
 use switch::process::{Process, ProcessOpener};
@@ -64,6 +65,8 @@ pub(crate) struct Runtime {
     pub(crate) switch: Switch,
     /// The nodes' names.
     pub(crate) hosts: Hosts,
+    /// What becomes of datagrams to other nodes.
+    pub(crate) ungoverned: Ungoverned,
     /// What programs that this one starts inherit.
     pub(crate) environment: Environment,
     /// Whether this process is a pump, which must never start another one.
@@ -185,6 +188,7 @@ fn from_environment(estate: Option<&Estate>) -> Option<Runtime> {
         });
     }
     let hosts = Hosts::new(&config);
+    let ungoverned = config.ungoverned;
     let switch_tcp = Arc::<KernelTcp>::clone(&tcp);
     let switch = Switch::new(config, installed, switch_tcp, Arc::new(ProgramHost));
     Some(Runtime {
@@ -192,6 +196,7 @@ fn from_environment(estate: Option<&Estate>) -> Option<Runtime> {
         process,
         switch,
         hosts,
+        ungoverned,
         environment,
         is_pump: variable(channel::ENV_ROLE).is_some_and(|role| role::is_pump(role.to_bytes())),
     })

@@ -43,6 +43,7 @@ impl Reactor {
                     cluster: self.config.name.clone(),
                     emulator_pid: std::process::id(),
                     nodes: node_entries(&self.config),
+                    ungoverned: self.config.lab.ungoverned,
                 },
                 Vec::new(),
             ),
@@ -152,6 +153,7 @@ impl Reactor {
             wildcard_on_san: self.config.wildcard_on_san,
             san_connect_limit_ms: self.config.san_connect_limit_ms,
             loopback: self.config.loopback,
+            ungoverned: self.config.lab.ungoverned,
             nodes,
             providers: vec![ProviderEntry {
                 id: PROVIDER.0.into(),

@@ -5,26 +5,68 @@
 #![expect(unsafe_code, reason = "reads and writes addresses of the program")]
 
 use core::ffi::{c_int, c_uint};
+use core::net::SocketAddr;
 
 use libc::{mmsghdr, msghdr, sockaddr, socklen_t};
+use ring_proto::telemetry::Reason;
+use switch::Errno;
+use switch::config::Ungoverned;
+use switch::datagram::Course;
 use switch::sys::Name;
 
 use crate::calls::messages;
-use crate::runtime::{self, TABLE};
+use crate::runtime::{self, Runtime, TABLE};
 
-/// Kernel address for a datagram to `name`; `None`: as it is.
+/// Where a datagram goes.
+pub(crate) enum Destination {
+    /// As the program says.
+    AsNamed,
+    /// To another address of the kernel.
+    At(Name),
+    /// Nowhere: the call fails.
+    Refused(Errno),
+}
+
+/// Where a datagram to `name` goes.
 ///
 /// # Safety
 /// `name` is null or readable for `len` bytes.
-pub(crate) unsafe fn destination(fd: c_int, name: *const sockaddr, len: socklen_t) -> Option<Name> {
-    if name.is_null() || !TABLE.peek(fd)?.endpoint.shape().datagram {
-        return None;
+pub(crate) unsafe fn destination(fd: c_int, name: *const sockaddr, len: socklen_t) -> Destination {
+    if name.is_null() || !is_one(fd) {
+        return Destination::AsNamed;
     }
-    let runtime = runtime::get()?;
     // SAFETY: by the caller's promise.
-    let to = unsafe { Name::read(name.cast(), len) }?;
+    let to = unsafe { Name::read(name.cast(), len) };
+    let (Some(runtime), Some(to)) = (runtime::get(), to) else {
+        return Destination::AsNamed;
+    };
+    if let Err(errno) = admit(runtime, fd, to) {
+        return Destination::Refused(errno);
+    }
     let kernel = runtime.tcp.send_destination(fd, to);
-    (kernel != to).then(|| Name::from(kernel))
+    if kernel == to {
+        Destination::AsNamed
+    } else {
+        Destination::At(Name::from(kernel))
+    }
+}
+
+/// Looks whether a datagram of `fd` to the logical name `to` goes past the links: that is told once a socket, or refused.
+///
+/// # Errors
+/// `ENETUNREACH` where the cluster refuses what links cannot govern.
+pub(crate) fn admit(runtime: &Runtime, fd: c_int, to: SocketAddr) -> Result<(), Errno> {
+    let Course::PastLinks { is_news } = runtime.tcp.course(fd, to) else {
+        return Ok(());
+    };
+    if is_news {
+        runtime.process.introduce();
+        runtime.process.telemetry.fell_back(Reason::Datagrams);
+    }
+    match runtime.ungoverned {
+        Ungoverned::Refuse => Err(libc::ENETUNREACH),
+        Ungoverned::Nothing | Ungoverned::Warn => Ok(()),
+    }
 }
 
 /// Whether the source of a datagram on `fd` may need a translation.

@@ -17,6 +17,7 @@ use switch::table::{Kind, SlotRef};
 use switch::tcp::{self, Endpoint, KernelTcp};
 use switch::{ConnectStep, Errno, Stage, SwitchSocket};
 
+use crate::calls::datagrams;
 use crate::calls::traffic;
 use crate::calls::wait::Wait;
 use crate::host;
@@ -308,7 +309,8 @@ pub(crate) unsafe fn connect(
     {
         return answer;
     }
-    match runtime.tcp.route(fd, to) {
+    let admitted = datagrams::admit(runtime, fd, to);
+    match admitted.and_then(|()| runtime.tcp.route(fd, to)) {
         Ok(destinations) => Connect::Try(destinations),
         Err(errno) => Connect::Failed(errno),
     }

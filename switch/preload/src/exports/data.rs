@@ -9,8 +9,9 @@ use libc::{iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, 
 use switch::Errno;
 
 use super::{exports, real, sleep, with_program};
+use crate::calls::datagrams::{self, Destination};
 use crate::calls::stream::{self, Step, Transfer, Way};
-use crate::calls::{datagrams, guarded, messages, notices, traffic};
+use crate::calls::{guarded, messages, notices, traffic};
 use crate::errno;
 
 /// Counts bytes that the kernel sent.
@@ -113,8 +114,11 @@ exports! {
     fn sendto(fd: c_int, bytes: *const c_void, len: size_t, flags: c_int, name: *const sockaddr, name_len: socklen_t) -> ssize_t {
         carried_bytes!(fd, Way::Send, bytes, len, flags);
         match with_program!(datagrams::destination(fd, name, name_len)) {
-            None => sending!(fd, real!(sendto(fd, bytes, len, flags, name, name_len))),
-            Some(to) => real!(sendto(fd, bytes, len, flags, to.const_pointer(), to.len)),
+            Destination::AsNamed => {
+                sending!(fd, real!(sendto(fd, bytes, len, flags, name, name_len)))
+            }
+            Destination::At(to) => real!(sendto(fd, bytes, len, flags, to.const_pointer(), to.len)),
+            Destination::Refused(errno) => finish(Err(errno)),
         }
     }
 
@@ -125,11 +129,15 @@ exports! {
                 return finish(too_many(count, result));
             }
         }
-        if let Some(name) = with_program!(datagrams::name_of(fd, message))
-            && let Some(to) = with_program!(datagrams::destination(fd, name.0, name.1))
-        {
-            let placed = with_program!(datagrams::readdressed(message, &to));
-            return real!(sendmsg(fd, &raw const placed, flags));
+        if let Some(name) = with_program!(datagrams::name_of(fd, message)) {
+            match with_program!(datagrams::destination(fd, name.0, name.1)) {
+                Destination::AsNamed => {}
+                Destination::At(to) => {
+                    let placed = with_program!(datagrams::readdressed(message, &to));
+                    return real!(sendmsg(fd, &raw const placed, flags));
+                }
+                Destination::Refused(errno) => return finish(Err(errno)),
+            }
         }
         let passing = match with_program!(messages::passing(message)) {
             Ok(passing) => passing,
