@@ -129,7 +129,7 @@ impl Locked<'_> {
             .load(Ordering::Relaxed);
         let doorbell = bar.line(ADMIN_SLOT).sq_producer();
         if doorbell::ring(doorbell, producer, bar.dirty_bits(ADMIN_SLOT), bar.parked()) {
-            self.function.attachment().kick();
+            self.function.kick();
         }
     }
 

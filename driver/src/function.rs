@@ -43,6 +43,8 @@ pub struct Function {
     vectors: u32,
     /// [`Identity`] of this process; changes when a child adopts its clone.
     me: AtomicU32,
+    /// The device's sleep for which this process kicked last.
+    kicked: AtomicU32,
     /// 1 once the device is gone, or not ours to use (a child without a clone).
     dead: AtomicU32,
 }
@@ -117,6 +119,7 @@ impl Function {
             node: NodeId(0),
             vectors,
             me: AtomicU32::new(me.word()),
+            kicked: AtomicU32::new(0),
             dead: AtomicU32::new(0),
         };
         function.name_process(0);
@@ -155,6 +158,7 @@ impl Function {
             node: share.node,
             vectors: share.vectors,
             me: AtomicU32::new(me.word()),
+            kicked: AtomicU32::new(0),
             dead: AtomicU32::new(0),
         };
         function.name_process(share.slot);
@@ -350,6 +354,14 @@ impl Function {
         locked
     }
 
+    /// Wakes the device if it sleeps still; a doorbell said that it did.
+    pub(crate) fn kick(&self) {
+        if let Some(sleep) = doorbell::kick_due(self.bar.parked(), &self.kicked) {
+            self.attachment.kick();
+            doorbell::kick_done(&self.kicked, sleep);
+        }
+    }
+
     /// Publishes an SQ producer, and wakes the device if it sleeps.
     #[inline]
     pub(crate) fn ring_sends(&self, slot: u32, producer: u32) {
@@ -360,7 +372,7 @@ impl Function {
             self.bar.dirty_bits(slot),
             self.bar.parked(),
         ) {
-            self.attachment.kick();
+            self.kick();
         }
     }
 
@@ -374,7 +386,7 @@ impl Function {
             self.bar.dirty_bits(slot),
             self.bar.parked(),
         ) {
-            self.attachment.kick();
+            self.kick();
         }
     }
 
@@ -388,7 +400,7 @@ impl Function {
             self.bar.dirty_bits(slot),
             self.bar.parked(),
         ) {
-            self.attachment.kick();
+            self.kick();
         }
     }
 
@@ -400,7 +412,7 @@ impl Function {
             .srq_limit()
             .store(word, Ordering::Relaxed);
         if doorbell::mark(self.bar.dirty_bits(slot), self.bar.parked()) {
-            self.attachment.kick();
+            self.kick();
         }
     }
 

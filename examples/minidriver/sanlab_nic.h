@@ -846,7 +846,7 @@ static_assert(offsetof(struct sanlab_admin_sock_addr, addr) == 8, "sanlab_admin_
 /* Summary, 128 bytes */
 struct sanlab_summary {
     uint64_t dirty[8]; /* One bit per UAR that has a dirty slot. Client sets, NIC swaps to 0 */
-    uint32_t parked; /* 1 while it sleeps or is about to; a client that sees it kicks */
+    uint32_t parked; /* not 0 while it sleeps or is about to; a client that sees it kicks, once for each number above 1 */
     uint32_t generation; /* Reset generation of the function */
     uint32_t failed; /* 1 once the function is FAILED or its fabric is going away */
     uint32_t call_faults; /* A bit for each ProviderCall that may have to fail, to be asked by CALL_FAULT */

@@ -13,8 +13,8 @@
 //! fence                                    producer.load (Acquire)
 //! slot bit clear?  fetch_or                serve
 //! UAR bit clear?   fetch_or                -- to sleep --
-//! any set?         fence                   parked.store(1)
-//! parked.load == 1?  kick                  fence
+//! any set?         fence                   parked.store(number of the sleep)
+//! parked.load != 0?  kick                  fence
 //!                                          dirty words all 0?  then sleep
 //! ```
 //!
@@ -106,11 +106,46 @@ pub fn after_take() {
     fence(Ordering::SeqCst);
 }
 
+/// A sleep without a number of its own: every doorbell kicks.
+pub const UNNUMBERED: u32 = 1;
+
+/// Number of the sleep after that with number `sleep`: neither 0, which is awake, nor [`UNNUMBERED`].
+#[must_use]
+pub const fn next_sleep(sleep: u32) -> u32 {
+    match sleep.wrapping_add(1) {
+        0 | UNNUMBERED => UNNUMBERED + 1,
+        next => next,
+    }
+}
+
 /// NIC: publishes that it is about to sleep. The caller re-reads the dirty words afterwards and sleeps only when all are 0.
 #[inline]
-pub fn park(parked: &AtomicU32) {
+pub fn park(parked: &AtomicU32, sleep: u32) {
     // Relaxed: ordered by the fence below, which pairs with the one in `mark`.
-    parked.store(1, Ordering::Relaxed);
+    parked.store(sleep, Ordering::Relaxed);
+}
+
+/// The sleep that a client must end by a kick, after [`mark`] said that the NIC must be kicked. `None`: it is awake meanwhile, or this
+/// process has kicked for that very sleep, and the NIC is still on its way.
+///
+/// `kicked` is private to the process and written by [`kick_done`] only: a process that was killed on its way to the kick has told
+/// nobody that it kicked. Whoever reads the number of a sleep that is over already, or 0, has set its bits before the next sleep was
+/// published, and the NIC's re-read finds them: the same fences as of [`mark`]. A number comes back after 2^32 sleeps.
+#[inline]
+#[must_use]
+pub fn kick_due(parked: &AtomicU32, kicked: &AtomicU32) -> Option<u32> {
+    // Relaxed: behind the look of `mark`.
+    let sleep = parked.load(Ordering::Relaxed);
+    // EDGE kick-done (acquire): the kick that somebody of this process made for that sleep.
+    let is_due = sleep != 0 && (sleep == UNNUMBERED || kicked.load(Ordering::Acquire) != sleep);
+    is_due.then_some(sleep)
+}
+
+/// The kick for a sleep has been made.
+#[inline]
+pub fn kick_done(kicked: &AtomicU32, sleep: u32) {
+    // EDGE kick-done (release): the kick. Acquired by `kick_due` of another thread, which then needs none.
+    kicked.store(sleep, Ordering::Release);
 }
 
 /// NIC: the fence between [`park`] of all functions and the re-read of their dirty words.
@@ -122,6 +157,35 @@ pub fn after_park() {
 /// NIC: it is awake again.
 #[inline]
 pub fn unpark(parked: &AtomicU32) {
-    // Relaxed: a late 1 costs one kick too many, never one too few.
+    // Relaxed: a number seen too late costs one kick too many, never one too few.
     parked.store(0, Ordering::Relaxed);
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_kicks_once_for_each_numbered_sleep() {
+        let (parked, kicked) = (AtomicU32::new(0), AtomicU32::new(0));
+        assert_eq!(kick_due(&parked, &kicked), None, "awake");
+        for sleep in [7, 8] {
+            park(&parked, sleep);
+            assert_eq!(kick_due(&parked, &kicked), Some(sleep));
+            kick_done(&kicked, sleep);
+            assert_eq!(kick_due(&parked, &kicked), None, "kicked for it");
+        }
+        park(&parked, UNNUMBERED);
+        for _ in 0..2 {
+            assert_eq!(kick_due(&parked, &kicked), Some(UNNUMBERED));
+            kick_done(&kicked, UNNUMBERED);
+        }
+    }
+
+    #[test]
+    fn numbers_of_sleeps_are_neither_awake_nor_unnumbered() {
+        assert_eq!(next_sleep(0), 2);
+        assert_eq!(next_sleep(2), 3);
+        assert_eq!(next_sleep(u32::MAX), 2);
+    }
 }

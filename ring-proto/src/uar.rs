@@ -42,7 +42,7 @@ pub const ADMIN_SLOT: u32 = 0;
 pub struct Summary {
     /// One bit per UAR that has a dirty slot. Client sets, NIC swaps to 0.
     pub dirty: [u64; 8],
-    /// NIC: 1 while it sleeps or is about to; a client that sees it kicks.
+    /// NIC: not 0 while it sleeps or is about to; a client that sees it kicks, once for each number above 1.
     pub parked: u32,
     /// NIC: reset generation of the function.
     pub generation: u32,

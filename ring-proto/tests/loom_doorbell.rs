@@ -21,6 +21,7 @@
 //! | slot words taken before the UAR words | killed_after_both_bits, two_ringers, two_ringers_one_twice |
 //! | `take` with Relaxed, or the slot bit set with Relaxed | killed_after_both_bits, two_ringers, two_ringers_one_twice |
 //! | the producer stored with Relaxed instead of Release | posted_elements |
+//! | each sleep has the same number (`park`) | who_has_kicked_need_not_kick_again, one_process_kicks_once_for_each_sleep |
 //!
 //! (Before `ring_proto::sync` marked loads, loom's search passed over four of these: see there.)
 #![cfg(loom)]
@@ -38,6 +39,8 @@ struct Uar {
     slots: AtomicU64,
     uars: AtomicU64,
     parked: AtomicU32,
+    /// Of the one process whose threads ring with `ring_in_process`.
+    kicked: AtomicU32,
     producers: [AtomicU32; 2],
     kicks: AtomicU32,
 }
@@ -48,6 +51,7 @@ impl Uar {
             slots: AtomicU64::new(0),
             uars: AtomicU64::new(0),
             parked: AtomicU32::new(0),
+            kicked: AtomicU32::new(0),
             producers: [AtomicU32::new(0), AtomicU32::new(0)],
             kicks: AtomicU32::new(0),
         })
@@ -74,6 +78,17 @@ impl Uar {
         }
     }
 
+    /// As [`Self::ring`], by a thread of a process that kicks once for each sleep.
+    fn ring_in_process(&self, slot: usize, producer: u32) {
+        let (line, bits) = (&self.producers[slot], self.bits(slot));
+        if doorbell::ring(line, producer, bits, &self.parked)
+            && let Some(sleep) = doorbell::kick_due(&self.parked, &self.kicked)
+        {
+            self.kicks.fetch_add(1, Ordering::AcqRel);
+            doorbell::kick_done(&self.kicked, sleep);
+        }
+    }
+
     /// One round of the engine over this UAR.
     fn serve(&self, seen: &mut [u32; 2]) {
         if !doorbell::is_marked(&self.uars) || doorbell::take(&self.uars) == 0 {
@@ -93,13 +108,34 @@ impl Uar {
         let mut seen = [0; 2];
         self.serve(&mut seen);
         self.serve(&mut seen);
-        doorbell::park(&self.parked);
+        let asleep = self.sleep(2);
+        (seen, asleep)
+    }
+
+    /// Tries to sleep, with that number.
+    fn sleep(&self, number: u32) -> bool {
+        doorbell::park(&self.parked, number);
         doorbell::after_park();
-        if doorbell::is_marked(&self.uars) {
+        let is_dirty = doorbell::is_marked(&self.uars);
+        if is_dirty {
             doorbell::unpark(&self.parked);
-            return (seen, false);
         }
-        (seen, true)
+        !is_dirty
+    }
+
+    /// Sleeps, is woken if a kick has come, serves, and sleeps again; returns as [`Self::engine`].
+    fn engine_that_is_woken(&self) -> ([u32; 2], bool) {
+        let mut seen = [0; 2];
+        if self.sleep(2) {
+            // The eventfd, read as it wakes.
+            if self.kicks.swap(0, Ordering::AcqRel) == 0 {
+                return (seen, true);
+            }
+            doorbell::unpark(&self.parked);
+        }
+        self.serve(&mut seen);
+        let asleep = self.sleep(3);
+        (seen, asleep)
     }
 
     /// Holds what the engine saw against what it had to see.
@@ -182,6 +218,41 @@ fn two_ringers_one_twice() {
         other.join().unwrap();
         twice.join().unwrap();
         uar.check(end, [2, 1]);
+    });
+}
+
+/// A thread that leaves the kick to another one of its process loses nothing, whichever sleep the other one ended.
+#[test]
+fn one_process_kicks_once_for_each_sleep() {
+    model(THREE, || {
+        let uar = Uar::new();
+        let threads = [0, 1].map(|slot| {
+            let uar = Arc::clone(&uar);
+            thread::spawn(move || uar.ring_in_process(slot, 1))
+        });
+        let end = uar.engine_that_is_woken();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        uar.check(end, [1, 1]);
+    });
+}
+
+/// A thread that rings again sees its own kick, and rings for nothing but that sleep in silence.
+#[test]
+fn who_has_kicked_need_not_kick_again() {
+    model(THREE, || {
+        let uar = Uar::new();
+        let client = {
+            let uar = Arc::clone(&uar);
+            thread::spawn(move || {
+                uar.ring_in_process(0, 1);
+                uar.ring_in_process(0, 2);
+            })
+        };
+        let end = uar.engine_that_is_woken();
+        client.join().unwrap();
+        uar.check(end, [2, 0]);
     });
 }
 

@@ -54,6 +54,8 @@ pub(crate) struct Work {
     pub(crate) failing: Vec<(u32, Syndrome)>,
     /// Time of the present round.
     pub(crate) now_ns: u64,
+    /// Number of the last sleep.
+    sleep: u32,
     /// Vectors were fired in the present round.
     has_fired: bool,
     /// When to look for functions to turn cold.
@@ -128,11 +130,13 @@ impl Device {
     /// Publishes that the device is about to sleep; false when there is work after all, and then it is awake again.
     #[must_use]
     pub fn try_park(&mut self) -> bool {
+        self.work.sleep = doorbell::next_sleep(self.work.sleep);
+        let sleep = self.work.sleep;
         if self.diagnosis.pause.is_frozen() {
             // Nothing will be done whatever is there. Kicks still wake the engine, which then looks whether it may go on.
             for &place in &self.work.hot {
                 if let Some(function) = self.functions.at(place) {
-                    doorbell::park(function.bar.parked());
+                    doorbell::park(function.bar.parked(), sleep);
                 }
             }
             return true;
@@ -147,7 +151,7 @@ impl Device {
         }
         for &place in &self.work.hot {
             if let Some(function) = self.functions.at(place) {
-                doorbell::park(function.bar.parked());
+                doorbell::park(function.bar.parked(), sleep);
             }
         }
         doorbell::after_park();
@@ -405,6 +409,8 @@ impl Device {
 
     /// Turns functions cold that had no work for a while.
     fn cool(&mut self, now_ns: u64) {
+        self.work.sleep = doorbell::next_sleep(self.work.sleep);
+        let sleep = self.work.sleep;
         let functions = &mut self.functions;
         let active = &self.work.active;
         self.work.hot.retain(|&place| {
@@ -416,7 +422,7 @@ impl Device {
             if now_ns.saturating_sub(function.last_work_ns) < COLD_NS || has_private_work {
                 return true;
             }
-            doorbell::park(function.bar.parked());
+            doorbell::park(function.bar.parked(), sleep);
             doorbell::after_park();
             let is_dirty =
                 (0..UAR_WORDS).any(|word| doorbell::is_marked(function.bar.uar_dirty(word)));

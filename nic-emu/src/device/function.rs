@@ -175,7 +175,7 @@ impl Function {
             client_pid: None,
         };
         // Cold: whoever rings first kicks.
-        ring_proto::doorbell::park(function.bar.parked());
+        ring_proto::doorbell::park(function.bar.parked(), ring_proto::doorbell::UNNUMBERED);
         function.publish_holder(HolderSlot::default().0);
         Ok(function)
     }

@@ -100,7 +100,7 @@ fn an_idle_device_parks_and_says_so() {
     eventually(
         "parked",
         || memory.read_obj::<u32>(64).unwrap(),
-        |&parked| parked == 1,
+        |&parked| parked != 0,
     );
 }
 

@@ -132,7 +132,7 @@ impl Admin {
             pread(&self.bar2, &mut bytes, 64).unwrap();
             u32::from_le_bytes(bytes)
         };
-        eventually("parked", parked, |&parked| parked == 1);
+        eventually("parked", parked, |&parked| parked != 0);
     }
 }
 
