@@ -6,14 +6,17 @@ use nic_emu::control::SCHEMA;
 use serde_json::json;
 
 use crate::cli;
-use crate::config::ClusterPlan;
+use crate::config::{ClusterPlan, schema};
 use crate::exit::Failure;
 use crate::output;
 use crate::up::DEFAULT_NAME;
 
 /// Checks a cluster file.
 pub(crate) fn check(arguments: &cli::Check) -> Result<(), Failure> {
-    let plan = ClusterPlan::read(&arguments.file).map_err(Failure::usage)?;
+    let Some(file) = arguments.file.as_deref() else {
+        return output::json(schema::schema().as_value());
+    };
+    let plan = ClusterPlan::read(file).map_err(Failure::usage)?;
     let name = plan.name.as_deref().unwrap_or(DEFAULT_NAME);
     if arguments.print_config {
         return output::answer(&plan.to_toml(name));
@@ -26,6 +29,6 @@ pub(crate) fn check(arguments: &cli::Check) -> Result<(), Failure> {
     }
     output::answer(&format!(
         "{}: cluster {name}, nodes: {nodes}, links: {links}, events: {events}\n",
-        arguments.file.display()
+        file.display()
     ))
 }

@@ -102,6 +102,9 @@ pub(crate) enum Command {
     /// Carries connections from the host's ports to those of a node.
     #[command(name = "__publish", hide = true)]
     Publish,
+    /// Writes manual pages, completions and the schema, for packages.
+    #[command(name = "__pages", hide = true)]
+    Pages(Pages),
     /// The demo's own programs.
     #[command(name = "__program", hide = true)]
     Program(Program),
@@ -138,11 +141,16 @@ pub(crate) struct Demo {
 #[command(after_help = "Examples:
   sanlab check lab.toml
   sanlab check lab.toml --print-config
+  sanlab check --schema > sanlab.schema.json
 
 Exits 2 with the file, line, key and what it may be when something is wrong.")]
 pub(crate) struct Check {
     /// Cluster file, TOML (or JSON when it ends in .json).
-    pub(crate) file: PathBuf,
+    #[arg(required_unless_present = "schema")]
+    pub(crate) file: Option<PathBuf>,
+    /// Print the JSON schema of cluster files, for editors and CI.
+    #[arg(long, conflicts_with_all = ["file", "json", "print_config"])]
+    pub(crate) schema: bool,
     /// Print the configuration that would be in force, as a cluster file.
     #[arg(long, conflicts_with = "json")]
     pub(crate) print_config: bool,
@@ -569,6 +577,13 @@ pub(crate) struct Emulator {
     pub(crate) kept: bool,
     #[command(flatten)]
     pub(crate) options: EmulatorOptions,
+}
+
+/// Where a package's pages go.
+#[derive(Debug, Args)]
+pub(crate) struct Pages {
+    /// The directory, which is made.
+    pub(crate) directory: PathBuf,
 }
 
 /// Arguments of the demo's own programs.

@@ -31,6 +31,7 @@ mod netns;
 mod node;
 mod objects;
 mod output;
+mod pages;
 mod paths;
 mod peer;
 mod run;
@@ -80,6 +81,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Keeper(arguments) => keeper::keep(&arguments),
         Command::NodeProgram(arguments) => keeper::become_program(&arguments),
         Command::Publish => netns::serve_published(),
+        Command::Pages(arguments) => pages::pages(&arguments),
         Command::Program(program) => program_of_the_demo(program),
         Command::Peer(program) => peer::run(&program),
         Command::Leash(program) => stage::leash(&program),

@@ -10,6 +10,7 @@ mod isolation;
 pub(crate) mod links;
 pub(crate) mod programs;
 mod read;
+pub(crate) mod schema;
 mod tree;
 
 use std::fmt;

@@ -6,6 +6,7 @@
 //! of these two the newer one is right.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -24,7 +25,38 @@ pub(crate) fn find() -> anyhow::Result<PathBuf> {
             "the path {text} has a space or colon, which LD_PRELOAD cannot express; move sanlab to another directory"
         );
     }
+    check_whole(&library)?;
     Ok(library)
+}
+
+/// Checks that the library is one for this machine, and whole: the dynamic linker would only ignore it, and the program would run on TCP.
+fn check_whole(library: &Path) -> anyhow::Result<()> {
+    /// Magic, 64 bits, little-endian.
+    const IDENT: &[u8] = b"\x7fELF\x02\x01";
+    let unusable = |why: &str| {
+        anyhow::anyhow!(
+            "the preload library {} is unusable: {why}; build or install it again",
+            library.display()
+        )
+    };
+    let mut file = fs::File::open(library).map_err(|error| unusable(&error.to_string()))?;
+    let mut header = [0; 64];
+    file.read_exact(&mut header)
+        .map_err(|_| unusable("it is cut short"))?;
+    let short = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
+    let (kind, machine) = (short(16), short(18));
+    if !header.starts_with(IDENT) || kind != 3 || machine != 62 {
+        return Err(unusable("it is no shared object for x86-64"));
+    }
+    // The table of sections is what linkers write last.
+    let mut offset = [0; 8];
+    offset.copy_from_slice(&header[40..48]);
+    let end = u64::from_le_bytes(offset).saturating_add(short(58) * short(60));
+    let len = file.metadata().map(|metadata| metadata.len()).unwrap_or(0);
+    if len < end {
+        return Err(unusable("it is cut short"));
+    }
+    Ok(())
 }
 
 fn find_beside(program: &Path) -> anyhow::Result<PathBuf> {
