@@ -9,8 +9,7 @@
 use std::os::fd::RawFd;
 
 use super::{
-    BLIND_NS, CONNECT_NS, Desk, Look, REARMS, arm, arm_pending, drive, glance, is_pending, look,
-    spin, woke,
+    CONNECT_NS, Desk, Look, REARMS, arm, arm_pending, drive, glance, is_pending, look, spin, woke,
 };
 use crate::socket::SwitchSocket;
 use crate::sys;
