@@ -432,7 +432,7 @@ impl Reactor {
                     }
                 })?;
                 if let Some(telemetry) = &mut process.telemetry {
-                    let totals = telemetry.totals().clone();
+                    let totals = *telemetry.totals();
                     let report = telemetry.report();
                     self.ledger
                         .fold(&self.config, process.node, &totals, &report);
