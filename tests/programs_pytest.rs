@@ -89,3 +89,8 @@ fn every_test_of_the_example_is_run_here() {
         }
     }
 }
+
+#[test]
+fn a_killed_program_of_the_cluster_file_comes_back() {
+    passes(&["test_a_killed_program_of_the_cluster_file_comes_back"]);
+}

@@ -15,6 +15,7 @@ Everything but `up` and `run` is a request to the emulator's control socket: doc
 a `Refused` with its text. The `sanlab` command is $SANLAB, else the one on the PATH.
 """
 
+import collections
 import contextlib
 import json
 import os
@@ -23,6 +24,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 
 __all__ = ["Cluster", "Fault", "Refused", "connect", "eventually", "up"]
@@ -49,12 +51,16 @@ def up(file=None):
         environment = {**os.environ, "SANLAB_RUN_DIR": directory}
         words = [command(), "up"] + ([str(file)] if file else [])
         process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True)
+        drain = None
         try:
             for line in process.stdout:
                 if line == "ready\n":
                     break
             else:
                 raise RuntimeError(f"`sanlab up` ended with {process.wait()}")
+            # Programs of the file go on talking; nobody reads it here, and nobody may have to wait for a reader.
+            drain = threading.Thread(target=collections.deque, args=(process.stdout, 0))
+            drain.start()
             (place,) = pathlib.Path(directory).glob("*/control.sock")
             cluster = Cluster(place, environment)
             try:
@@ -64,6 +70,8 @@ def up(file=None):
         finally:
             process.terminate()
             process.wait(PATIENCE)
+            if drain:
+                drain.join(PATIENCE)
             process.stdout.close()
 
 
@@ -84,9 +92,12 @@ class Cluster:
 
     def ask(self, cmd, **fields):
         """Sends one request and returns the answer."""
+        return self._ask(self._control, cmd, fields)
+
+    def _ask(self, path, cmd, fields):
         with socket.socket(socket.AF_UNIX) as stream:
             stream.settimeout(PATIENCE)
-            stream.connect(self._control)
+            stream.connect(path)
             stream.sendall(json.dumps({"cmd": cmd, **fields}).encode() + b"\n")
             with stream.makefile("rb") as reader:
                 answer = json.loads(reader.readline())
@@ -118,6 +129,19 @@ class Cluster:
                 program.kill()
             program.wait(PATIENCE)
         self._programs.clear()
+
+    # ---- programs of the cluster file ----
+
+    def programs(self):
+        """Rows of the programs that the file has under `run`: `node`, `state`, `ready`, `pid`, `exit_code`, ..."""
+        return self._ask(self._keeper(), "programs", {})["programs"]
+
+    def node(self, name, action):
+        """Does something to a node of the file: `kill`, `poweroff`, `freeze`, `thaw` or `restart`."""
+        self._ask(self._keeper(), "node", {"node": name, "action": action})
+
+    def _keeper(self):
+        return str(pathlib.Path(self._control).with_name("programs.sock"))
 
     # ---- links ----
 

@@ -77,3 +77,15 @@ def test_refusals_name_what_would_be_right(cluster):
 def test_client_needs_the_standard_library_alone():
     code = "import sys, sanlab; sys.exit(any(name in sys.modules for name in ('pytest', 'requests')))"
     subprocess.run([sys.executable, "-c", code], cwd=REPLICA.parent, check=True)
+
+
+def test_a_killed_program_of_the_cluster_file_comes_back(tmp_path):
+    file = tmp_path / "lab.toml"
+    file.write_text('[[node]]\nname = "a"\nrestart = "always"\nrun = ["sh", "-c", "seq 20000; exec sleep 600"]\n')
+    with sanlab.up(file) as cluster:
+        (first,) = cluster.programs()
+        assert first["ready"] and first["state"] == "running"
+        cluster.node("a", "kill")
+        sanlab.eventually(lambda: cluster.programs()[0]["pid"] not in (None, first["pid"]))
+        with pytest.raises(sanlab.Refused, match="allowed: kill, poweroff"):
+            cluster.node("a", "explode")

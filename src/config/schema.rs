@@ -47,6 +47,8 @@ struct Cluster {
     loopback: Option<Loopback>,
     /// What keeps the nodes apart.
     isolation: Option<Isolation>,
+    /// What becomes of traffic between nodes that links cannot govern.
+    ungoverned: Option<Ungoverned>,
     /// Decides what links and fault rules draw.
     seed: Option<u64>,
 }
@@ -246,6 +248,14 @@ enum Loopback {
 enum Isolation {
     Loopback,
     Netns,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[expect(dead_code, reason = "its variants are read by the derive alone")]
+enum Ungoverned {
+    Warn,
+    Refuse,
 }
 
 #[derive(JsonSchema)]
