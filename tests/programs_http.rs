@@ -81,7 +81,7 @@ fn twenty_clients_at_once_get_their_files() {
     };
     for road in Road::BOTH {
         let lab = Lab::new("twenty_clients_at_once_get_their_files");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let site = lab.directory().join("site");
         std::fs::create_dir(&site).expect("a fresh directory");
         for number in 0..20 {

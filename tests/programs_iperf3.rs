@@ -53,7 +53,7 @@ fn an_interrupted_iperf3_says_what_it_has_and_its_server_serves_the_next() {
     };
     for road in Road::BOTH {
         let lab = Lab::new("an_interrupted_iperf3_says_what_it_has_and_its_server_serves_the_next");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let server = cluster.run("a", [iperf3.as_os_str(), "-s".as_ref()]);
         let _server = lab.spawn("server", server);
         cluster.wait_listening("a", PORT);
@@ -88,7 +88,7 @@ fn measure(test: &str, road: Road, options: &[&str]) {
         return;
     };
     let lab = Lab::new(test);
-    let cluster = lab.up_on(road);
+    let cluster = lab.up_on(road).audited();
     let mut server = lab.spawn(
         "server",
         cluster.run("a", [iperf3.as_os_str(), "-s".as_ref(), "-1".as_ref()]),

@@ -18,7 +18,7 @@ fn a_large_file_by_sendfile_arrives_whole() {
     let len = if long { 1 << 30 } else { 128 << 20 };
     for road in Road::BOTH {
         let lab = Lab::new("a_large_file_by_sendfile_arrives_whole");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let site = Site::new(&lab, "sendfile on;");
         content::write(&site.file("large"), len);
         let server = site.serve(&lab, &cluster, &nginx);
@@ -44,7 +44,7 @@ fn requests_on_kept_and_on_closed_connections_are_all_answered() {
     };
     for road in Road::BOTH {
         let lab = Lab::new("requests_on_kept_and_on_closed_connections_are_all_answered");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let site = Site::new(&lab, "sendfile on;");
         content::write(&site.file("small"), 612);
         let server = site.serve(&lab, &cluster, &nginx);
@@ -69,7 +69,7 @@ fn a_reload_under_load_loses_no_request() {
     };
     for road in Road::BOTH {
         let lab = Lab::new("a_reload_under_load_loses_no_request");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let site = Site::new(&lab, "sendfile on;");
         content::write(&site.file("small"), 612);
         let server = site.serve(&lab, &cluster, &nginx);
@@ -100,7 +100,7 @@ fn a_thousand_parallel_transfers_of_curl_end_well() {
     };
     for road in Road::BOTH {
         let lab = Lab::new("a_thousand_parallel_transfers_of_curl_end_well");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let site = Site::new(&lab, "sendfile off;");
         content::write(&site.file("small"), 6120);
         let server = site.serve(&lab, &cluster, &nginx);

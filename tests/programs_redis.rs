@@ -15,7 +15,7 @@ fn redis_cli_reads_back_what_it_wrote_also_across_a_fork() {
     };
     for road in Road::BOTH {
         let lab = Lab::new("redis_cli_reads_back_what_it_wrote_also_across_a_fork");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let _server = start(&lab, &cluster, &server, "a");
         let ask = |node: &str, words: &[&str]| ask(&lab, &cluster, &cli, node, words);
         assert_eq!(ask("b", &["ping"]), "PONG");
@@ -46,7 +46,7 @@ fn redis_benchmark_with_fifty_clients_and_pipelines_ends_without_an_error() {
     for road in Road::BOTH {
         let lab =
             Lab::new("redis_benchmark_with_fifty_clients_and_pipelines_ends_without_an_error");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let _server = start(&lab, &cluster, &server, "a");
         let mut command = cluster.run("b", [benchmark.as_os_str(), "-h".as_ref()]);
         command.arg(cluster.address("a").to_string()).args([
@@ -76,7 +76,7 @@ fn servers_on_equal_ports_of_two_nodes_do_not_meet() {
     };
     for road in Road::BOTH {
         let lab = Lab::new("servers_on_equal_ports_of_two_nodes_do_not_meet");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let _servers = [
             start(&lab, &cluster, &server, "a"),
             start(&lab, &cluster, &server, "b"),
@@ -103,7 +103,7 @@ fn a_replica_follows_is_killed_and_catches_up() {
     };
     for road in Road::BOTH {
         let lab = Lab::new("a_replica_follows_is_killed_and_catches_up");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let _primary = start(&lab, &cluster, &server, "a");
         let at = |node: &str, words: &[&str]| ask_at(&lab, &cluster, &cli, node, words);
         // Without the wait for more replicas, five seconds by default.

@@ -16,7 +16,7 @@ fn socat_carries_a_file_one_way_and_ends_it() {
     };
     for road in Road::BOTH {
         let lab = Lab::new("socat_carries_a_file_one_way_and_ends_it");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let [original, copy] = ["original", "copy"].map(|name| lab.directory().join(name));
         content::write(&original, 20_000_003);
         let target = format!("CREATE:{}", copy.display());
@@ -45,7 +45,7 @@ fn socat_runs_a_program_for_each_connection_that_answers_after_the_half_close() 
     };
     for road in Road::BOTH {
         let lab = Lab::new("socat_runs_a_program_for_each_connection");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let listen_on = ["TCP-LISTEN:9000,reuseaddr,fork"];
         let _server = listen(&lab, &cluster, &socat, &listen_on, "EXEC:sort");
         for round in 0..3 {
@@ -77,7 +77,7 @@ fn ncat_talks_to_a_program_behind_ncat() {
     };
     for road in Road::BOTH {
         let lab = Lab::new("ncat_talks_to_a_program_behind_ncat");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let options = ["--listen", "--keep-open", "9000", "--exec"];
         let _server = listen(&lab, &cluster, &ncat, &options, "/bin/cat");
         for word in ["one", "two"] {
@@ -102,7 +102,7 @@ fn two_pipes_through_ncat_meet_in_both_directions() {
     };
     for road in Road::BOTH {
         let lab = Lab::new("two_pipes_through_ncat_meet_in_both_directions");
-        let cluster = lab.up_on(road);
+        let cluster = lab.up_on(road).audited();
         let mut server = cluster.run("a", [&ncat]);
         server.args(["--listen", "9000"]).stdin(Stdio::piped());
         let mut server = lab.spawn("server", server);

@@ -49,7 +49,7 @@ fn agree(name: &str, family: &str, role: &str) {
     });
     assert!(native.len() >= CASES, "{} cases", native.len());
 
-    let cluster = lab.up_on(Road::San);
+    let cluster = lab.up_on(Road::San).audited();
     let addresses = ["a", "b"].map(|node| cluster.address(node).to_string());
     let san = run(
         &lab,

@@ -20,6 +20,8 @@ pub(crate) struct Cluster<'a> {
     pub(crate) name: String,
     /// What its wildcard listeners are on.
     pub(crate) road: Road,
+    /// Whether the system calls of its programs are audited.
+    is_audited: bool,
 }
 
 impl<'a> Cluster<'a> {
@@ -36,7 +38,16 @@ impl<'a> Cluster<'a> {
             up,
             name,
             road: Road::San,
+            is_audited: false,
         }
+    }
+
+    /// Has the system calls of programs audited where the SAN carries their connections and the kernel can: one past the library fails
+    /// the test. The programs are children of `sanlab run` then.
+    pub(crate) fn audited(mut self) -> Self {
+        self.is_audited = self.road == Road::San && switch::sys::can_dispatch();
+        self.lab.expect_no_call_past_the_library();
+        self
     }
 
     /// Directory of the cluster.
@@ -81,8 +92,11 @@ impl<'a> Cluster<'a> {
     ) -> Command {
         let mut command = self
             .lab
-            .sanlab(["run", "--cluster", &self.name, "--node", node, "--"]);
-        command.args(program);
+            .sanlab(["run", "--cluster", &self.name, "--node", node]);
+        if self.is_audited {
+            command.arg("--audit=fail");
+        }
+        command.arg("--").args(program);
         command
     }
 

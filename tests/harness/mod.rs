@@ -25,7 +25,7 @@ mod watchdog;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -53,6 +53,7 @@ impl Road {
 pub(crate) struct Lab {
     directory: PathBuf,
     watchdog: Watchdog,
+    is_audited: AtomicBool,
 }
 
 /// Time after which a test that still waits has failed.
@@ -74,8 +75,14 @@ impl Lab {
         std::fs::create_dir(&directory).unwrap();
         Self {
             watchdog: Watchdog::start(test, &directory, patience),
+            is_audited: AtomicBool::new(false),
             directory,
         }
+    }
+
+    /// From now on a system call past the library, told by an audit, fails the test.
+    fn expect_no_call_past_the_library(&self) {
+        self.is_audited.store(true, Ordering::Relaxed);
     }
 
     /// A directory for files of the test.
@@ -189,11 +196,22 @@ impl Drop for Lab {
     fn drop(&mut self) {
         // Detached emulators of the test end here; everything else has been dropped before.
         kernel::end_emulators_below(&self.directory);
-        if std::thread::panicking() {
+        let past = if self.is_audited.load(Ordering::Relaxed) {
+            process::calls_past_the_library(&self.directory)
+        } else {
+            Vec::new()
+        };
+        if std::thread::panicking() || !past.is_empty() {
             process::print_outputs(&self.directory);
         }
         // Leftovers would only take room.
         let _ = std::fs::remove_dir_all(&self.directory);
+        // Also of servers, whose exit codes nobody looks at.
+        assert!(
+            past.is_empty() || std::thread::panicking(),
+            "system calls went past the library:\n{}",
+            past.join("\n")
+        );
     }
 }
 

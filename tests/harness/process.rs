@@ -194,6 +194,23 @@ fn read(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }
 
+/// What the audits of programs have told on their standard errors.
+pub(crate) fn calls_past_the_library(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    paths
+        .filter(|path| path.extension().is_some_and(|end| end == "err"))
+        .flat_map(|path| {
+            let text = read(&path);
+            let told = |line: &&str| {
+                line.starts_with("sanlab: audit: ") && line.contains(" past the library on ")
+            };
+            let lines: Vec<String> = text.lines().filter(told).map(str::to_owned).collect();
+            lines
+        })
+        .collect()
+}
+
 /// Prints the outputs of all processes of a test that has failed.
 pub(crate) fn print_outputs(directory: &Path) {
     /// More of one output would hide the others.

@@ -1,6 +1,9 @@
 /* Calls that move bytes: vectors, messages, sendfile, splice, and descriptors that several names share. */
 #include "world.h"
 
+#include <stdarg.h>
+#include <sys/syscall.h>
+
 static void say_far(const char *what, int far, long len)
 {
     long n = peer(RECV, far, len, MSG_WAITALL, NULL, 0);
@@ -506,4 +509,53 @@ CASE(fstat_says_socket)
 {
     struct pair p = new_pair();
     told("socket", isfdtype(p.fd, 0140000));
+}
+
+static int formatted(int fd, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vdprintf(fd, format, arguments);
+    va_end(arguments);
+    return n;
+}
+
+CASE(formatted_text_goes_with_the_stream)
+{
+    struct pair p = new_pair();
+    told("dprintf", dprintf(p.fd, "%d %s %.2f %c%c %d %d %ld %.1f|", -1, "word", 2.5, 'x', 'y', 4, 5, 1234567890123L, 0.5));
+    say_far("far", p.far, 38);
+    told("vdprintf", formatted(p.fd, "%.1f%.1f%.1f%.1f%.1f%.1f%.1f%.1f%.1f", 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0));
+    say_far("far", p.far, 27);
+    told("empty", dprintf(p.fd, "%s", ""));
+    told("wide", dprintf(p.fd, "%20000d", 7));
+    shutdown(p.fd, SHUT_WR);
+    signal(SIGPIPE, SIG_IGN);
+    told("at the end", dprintf(p.fd, "%d", 1));
+    signal(SIGPIPE, SIG_DFL);
+    told("nowhere", dprintf(-1, "x"));
+}
+
+CASE(calls_by_their_numbers)
+{
+    struct pair p = new_pair();
+    char byte = 'x';
+    struct iovec part = {&byte, 1};
+    struct mmsghdr message = {.msg_hdr = {.msg_iov = &part, .msg_iovlen = 1}};
+    struct timespec none = {0, 0};
+    fd_set set;
+    told("dup2", syscall(SYS_dup2, p.fd, 200));
+    told("write", syscall(SYS_write, 200, "a", 1L));
+    told("pwritev2", syscall(SYS_pwritev2, p.fd, &part, 1L, -1L, 0L, 0L));
+    say_far("far", p.far, 2);
+    peer_send(p.far, "yz");
+    until_readable(p.fd, 2);
+    FD_ZERO(&set);
+    FD_SET(p.fd, &set);
+    told("pselect6", syscall(SYS_pselect6, p.fd + 1L, &set, NULL, NULL, &none, NULL));
+    told("preadv2", syscall(SYS_preadv2, p.fd, &part, 1L, -1L, 0L, 0L));
+    say("byte=%c", byte);
+    told("recvmmsg", syscall(SYS_recvmmsg, p.fd, &message, 1L, 0L, NULL));
+    say("byte=%c", byte);
+    told("close", syscall(SYS_close, 200L));
 }

@@ -46,7 +46,8 @@ struct Action {
 
 /// Installs the handler, and lets the signal come.
 pub(super) fn install() -> bool {
-    let flags = libc::SA_SIGINFO | libc::SA_NODEFER;
+    // Restarting: a handler without would count as one that wants calls interrupted.
+    let flags = libc::SA_SIGINFO | libc::SA_NODEFER | libc::SA_RESTART;
     let action = Action {
         handler: arrive as *const () as usize,
         flags: u64::from(flags.cast_unsigned()) | SA_RESTORER,

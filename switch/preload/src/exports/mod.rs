@@ -9,6 +9,7 @@ mod files;
 mod hosts;
 pub(crate) mod names;
 mod outside;
+mod printing;
 mod programs;
 pub(crate) mod ready;
 mod signals;

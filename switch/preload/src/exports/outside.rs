@@ -40,6 +40,8 @@ exports! {
                 libc::SYS_close => descriptors::close(int(a)) as isize,
                 libc::SYS_close_range => descriptors::close_range(uint(a), uint(b), int(c)) as isize,
                 libc::SYS_dup => descriptors::dup(int(a)) as isize,
+                #[cfg(target_arch = "x86_64")]
+                libc::SYS_dup2 => descriptors::dup2(int(a), int(b)) as isize,
                 libc::SYS_dup3 => descriptors::dup3(int(a), int(b), int(c)) as isize,
                 libc::SYS_fcntl => descriptors::fcntl(int(a), int(b), c) as isize,
                 libc::SYS_execve => programs::execve(pointer(a).cast(), pointer(b).cast(), pointer(c).cast()) as isize,
@@ -53,6 +55,10 @@ exports! {
                 libc::SYS_sendmsg => data::sendmsg(int(a), pointer(b).cast(), int(c)),
                 libc::SYS_recvmsg => data::recvmsg(int(a), pointer(b).cast(), int(c)),
                 libc::SYS_sendmmsg => data::sendmmsg(int(a), pointer(b).cast(), uint(c), int(d)) as isize,
+                libc::SYS_recvmmsg => data::recvmmsg(int(a), pointer(b).cast(), uint(c), int(d), pointer(e).cast()) as isize,
+                // The offset comes in two halves, of which this architecture needs the first.
+                libc::SYS_preadv2 => data::preadv2(int(a), pointer(b).cast(), int(c), d as libc::off_t, int(f)),
+                libc::SYS_pwritev2 => data::pwritev2(int(a), pointer(b).cast(), int(c), d as libc::off_t, int(f)),
                 libc::SYS_sendfile => files::sendfile(int(a), int(b), pointer(c).cast(), d),
                 libc::SYS_splice => splice::splice(int(a), pointer(b).cast(), int(c), pointer(d).cast(), e, uint(f)),
                 libc::SYS_shutdown => names::shutdown(int(a), int(b)) as isize,
@@ -62,6 +68,12 @@ exports! {
                 libc::SYS_poll => ready::poll(pointer(a).cast(), b as libc::nfds_t, int(c)) as isize,
                 libc::SYS_ppoll => ready::ppoll(pointer(a).cast(), b as libc::nfds_t, pointer(c).cast(), pointer(d).cast()) as isize,
                 libc::SYS_select => ready::select(int(a), pointer(b).cast(), pointer(c).cast(), pointer(d).cast(), pointer(e).cast()) as isize,
+                // The mask comes behind a pair of address and length.
+                libc::SYS_pselect6 => {
+                    let pair = pointer(f).cast::<usize>();
+                    let mask = if pair.is_null() { 0 } else { pair.read() };
+                    ready::pselect(int(a), pointer(b).cast(), pointer(c).cast(), pointer(d).cast(), pointer(e).cast(), pointer(mask).cast()) as isize
+                }
                 libc::SYS_epoll_wait => ready::epoll_wait(int(a), pointer(b).cast(), int(c), int(d)) as isize,
                 libc::SYS_epoll_pwait => ready::epoll_pwait(int(a), pointer(b).cast(), int(c), int(d), pointer(e).cast()) as isize,
                 libc::SYS_epoll_pwait2 => ready::epoll_pwait2(int(a), pointer(b).cast(), int(c), pointer(d).cast(), pointer(e).cast()) as isize,
