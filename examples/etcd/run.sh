@@ -57,11 +57,11 @@ say 'three members agree'
 leader=
 while [ -z "$leader" ]; do
     for node in "${nodes[@]}"; do
-        if ctl "$node" endpoint status -w fields | grep -q '^"Leader" : 0*[1-9]'; then
-            status=$(ctl "$node" endpoint status -w fields)
-            if [ "$(grep '^"MemberID"' <<<"$status" | cut -d: -f2)" = "$(grep '^"Leader"' <<<"$status" | cut -d: -f2)" ]; then
-                leader=$node
-            fi
+        # A member that does not answer is asked again.
+        status=$(ctl "$node" endpoint status -w fields) || continue
+        member=$(sed -n 's/^"MemberID" : //p' <<<"$status")
+        if [ -n "$member" ] && [ "$member" = "$(sed -n 's/^"Leader" : //p' <<<"$status")" ]; then
+            leader=$node
         fi
     done
 done
