@@ -4,9 +4,10 @@
 //! program whatever ends that. A baseline has an address inside the cluster's subnet, which is this host's alone, so no port collides; it runs without
 //! sanlab, so its bytes are plain loopback TCP.
 
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -57,6 +58,8 @@ pub(super) struct Server<'a> {
     road: Road,
     child: Child,
     pidfd: OwnedFd,
+    /// What it says beside its answers.
+    stderr: PathBuf,
     /// Where it listens.
     pub(super) at: SocketAddrV4,
 }
@@ -81,11 +84,14 @@ impl<'a> Server<'a> {
         };
         let at = SocketAddrV4::new(ip, port);
         let before = listeners(&stage.stat()?);
+        let stderr = stage.directory().join("server.err");
+        let file = File::create(&stderr).context("a file for what a server says")?;
         let mut command = leashed(stage, road, NODES[0], program)?;
         command
             .args(arguments(at)?)
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            .stderr(file);
         let mut child = command.spawn().context("cannot start a server")?;
         let pidfd = match emulator::process_descriptor(child.id()) {
             Ok(pidfd) => pidfd,
@@ -101,6 +107,7 @@ impl<'a> Server<'a> {
             road,
             child,
             pidfd,
+            stderr,
             at,
         };
         server.wait_listening(program, before)?;
@@ -113,13 +120,19 @@ impl<'a> Server<'a> {
         loop {
             let is_there = match self.road {
                 Road::San => listeners(&self.stage.stat()?) > before,
-                Road::Tcp => TcpStream::connect(self.at).is_ok(),
+                Road::Tcp => is_listening(self.at),
             };
             if is_there {
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait().context("cannot wait for a server")? {
-                return Err(anyhow!("{} ended at its start ({status})", program.display()).into());
+                let said = fs::read_to_string(&self.stderr).unwrap_or_default();
+                return Err(anyhow!(
+                    "{} ended at its start ({status}): {}",
+                    program.display(),
+                    said.trim()
+                )
+                .into());
             }
             if Instant::now() >= deadline {
                 return Err(anyhow!(
@@ -236,6 +249,21 @@ fn leashed(stage: &Stage, road: Road, node: &str, program: &Path) -> anyhow::Res
     Ok(command)
 }
 
+/// Whether a kernel socket listens there. A connection would tell too, and irritate servers that take it for a client.
+fn is_listening(at: SocketAddrV4) -> bool {
+    const LISTEN: &str = "0A";
+    let local = format!(
+        "{:08X}:{:04X}",
+        u32::from_ne_bytes(at.ip().octets()),
+        at.port()
+    );
+    let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    table.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().take(4).collect();
+        words.get(1) == Some(&local.as_str()) && words.get(3) == Some(&LISTEN)
+    })
+}
+
 /// Listeners on the NIC of the server's node.
 fn listeners(stat: &Value) -> u64 {
     sum(stat, "nodes", |row| &row["counters"]["listeners"])
@@ -245,4 +273,25 @@ fn listeners(stat: &Value) -> u64 {
 fn sum(stat: &Value, key: &str, counter: impl Fn(&Value) -> &Value) -> u64 {
     let rows = stat[key].as_array().map_or(&[][..], Vec::as_slice);
     rows.iter().filter_map(|row| counter(row).as_u64()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_listener_is_seen_without_a_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, at.port());
+        assert!(is_listening(at));
+        assert!(!is_listening(SocketAddrV4::new(
+            Ipv4Addr::new(127, 0, 0, 9),
+            at.port()
+        )));
+        drop(listener);
+        assert!(!is_listening(at));
+    }
 }
