@@ -42,6 +42,9 @@ while True:
 time.sleep(600)
 "#;
 
+/// These start many processes, and other tests run beside them.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(240);
+
 fn file(lab: &Lab, text: &str) -> String {
     lab.write("server.py", SERVER);
     lab.write("client.py", CLIENT);
@@ -56,6 +59,12 @@ fn sh(script: &str) -> String {
 /// `sanlab up` with programs, in the foreground.
 fn up(lab: &Lab, arguments: &[&str]) -> Process {
     lab.spawn("up", lab.sanlab(["up"].iter().chain(arguments)))
+}
+
+/// Lets a program go on that waits for a file in its node's state folder.
+fn go(lab: &Lab, node: &str) {
+    let folder = lab.run_directory().join("default").join(node).join("state");
+    std::fs::write(folder.join("go"), "").expect("a state folder");
 }
 
 /// Ends with this code; what it said.
@@ -91,7 +100,7 @@ fn logs(lab: &Lab) -> String {
 
 #[test]
 fn a_node_starts_once_those_it_is_after_are_ready_and_the_end_is_its_status() {
-    let lab = Lab::new("a_node_starts_once_those_it_is_after_are_ready");
+    let lab = Lab::patient("a_node_starts_once_those_it_is_after_are_ready", PATIENCE);
     let server = r#"run = ["python3", "-u", "server.py"]
 dir = "."
 ready = { tcp = 7000 }"#;
@@ -129,7 +138,10 @@ ready = { tcp = 7000 }"#;
 
 #[test]
 fn a_status_that_is_asked_for_is_never_zero_without_success() {
-    let lab = Lab::new("a_status_that_is_asked_for_is_never_zero_without_success");
+    let lab = Lab::patient(
+        "a_status_that_is_asked_for_is_never_zero_without_success",
+        PATIENCE,
+    );
     let one = |run: &str| {
         file(
             &lab,
@@ -151,7 +163,7 @@ fn a_status_that_is_asked_for_is_never_zero_without_success() {
     ends(126, &[&one("[\"/etc/passwd\"]")]);
     let said = ends(124, &["--timeout", "200ms", &one("[\"sleep\", \"600\"]")]);
     assert!(
-        said.contains("still running when the time was over: sleep of node a"),
+        said.contains("when the time was over: sleep of node a"),
         "{said}"
     );
     // Success before it was what it had to be is none.
@@ -177,7 +189,10 @@ fn a_status_that_is_asked_for_is_never_zero_without_success() {
 
 #[test]
 fn programs_that_all_end_end_the_cluster_with_the_first_failure() {
-    let lab = Lab::new("programs_that_all_end_end_the_cluster_with_the_first_failure");
+    let lab = Lab::patient(
+        "programs_that_all_end_end_the_cluster_with_the_first_failure",
+        PATIENCE,
+    );
     let path = file(
         &lab,
         "[[node]]\nname = \"w\"\ncount = 3\nrun = [\"sh\", \"-c\", \"echo I am $SANLAB_INDEX of $SANLAB_COUNT in $PWD\"]\n",
@@ -192,24 +207,33 @@ fn programs_that_all_end_end_the_cluster_with_the_first_failure() {
         &lab,
         &format!(
             "[[node]]\nname = \"a\"\nready = {{ output = \"up\" }}\nrun = {}\n",
-            sh("echo up; sleep 0.1; exit 7")
+            sh("echo up; while ! test -e go; do sleep 0.02; done; exit 7")
         ),
     );
-    ends(&lab, 7, &[&path]);
+    let mut up = up(&lab, &[&path]);
+    up.wait_output("ready\n");
+    go(&lab, "a");
+    assert_eq!(up.wait().code(), Some(7), "{}", up.stdout());
 }
 
 #[test]
 fn what_is_not_ready_in_its_time_ends_the_start() {
-    let lab = Lab::new("what_is_not_ready_in_its_time_ends_the_start");
+    let lab = Lab::patient("what_is_not_ready_in_its_time_ends_the_start", PATIENCE);
     let path = file(
         &lab,
-        "[[node]]\nname = \"a\"\nrun = [\"sh\", \"-c\", \"echo said before; sleep 600\"]\nready = { tcp = 7000, timeout = \"300 ms\" }\n",
+        "[[node]]\nname = \"a\"\nrun = [\"sleep\", \"600\"]\nready = { tcp = 7000, timeout = \"300 ms\" }\n",
     );
     let said = ends(&lab, 1, &["--wait", &path]);
     assert!(
-        said.contains("sanlab: sh of node a was not ready in its time\n"),
+        said.contains("sanlab: sleep of node a was not ready in its time\n"),
         "{said}"
     );
+    // What it said is shown to whoever only waited.
+    let path = file(
+        &lab,
+        "[[node]]\nname = \"a\"\nrun = [\"sh\", \"-c\", \"echo said before; exit 1\"]\nready = { tcp = 7000 }\n",
+    );
+    let said = ends(&lab, 1, &["--wait", &path]);
     assert!(said.contains("a      | said before\n"), "{said}");
     let path = file(
         &lab,
@@ -224,9 +248,12 @@ fn what_is_not_ready_in_its_time_ends_the_start() {
 
 #[test]
 fn a_cluster_that_was_waited_for_lives_on_with_its_logs_until_down() {
-    let lab = Lab::new("a_cluster_that_was_waited_for_lives_on_with_its_logs_until_down");
+    let lab = Lab::patient(
+        "a_cluster_that_was_waited_for_lives_on_with_its_logs_until_down",
+        PATIENCE,
+    );
     // A program that goes into the background in a session of its own, as daemons do.
-    let daemon = sh("echo one; setsid sleep 1234 & echo $! > daemon; echo two >&2; exec sleep 600");
+    let daemon = sh("echo one; echo two >&2; setsid sleep 1234 & echo $! > daemon; exec sleep 600");
     let path = file(
         &lab,
         &format!(
@@ -241,11 +268,10 @@ fn a_cluster_that_was_waited_for_lives_on_with_its_logs_until_down() {
             .all(|row| row["ready"] == true && row["state"] == "running"),
         "{rows:?}"
     );
-    let text = logs(&lab);
-    assert!(
-        text.contains("a      | one\n") && text.contains("a      | two\n"),
-        "{text}"
-    );
+    wait_until(|| {
+        let text = logs(&lab);
+        text.contains("a      | one\n") && text.contains("a      | two\n")
+    });
     let of_b = lab.succeed(&["logs", "b"]);
     assert!(
         of_b.contains("b      | sleep started") && !of_b.contains("one"),
@@ -311,7 +337,7 @@ const STUBBORN: &str = "[[node]]\nname = \"a\"\nstop_timeout = \"1 h\"\nready = 
 
 #[test]
 fn ctrl_c_ends_in_order_and_a_second_one_at_once() {
-    let lab = Lab::new("ctrl_c_ends_in_order_and_a_second_one_at_once");
+    let lab = Lab::patient("ctrl_c_ends_in_order_and_a_second_one_at_once", PATIENCE);
     let chain = "[[node]]\nname = \"a\"\nrun = [\"sleep\", \"600\"]\n[[node]]\nname = \"b\"\nafter = [\"a\"]\nrun = [\"sleep\", \"600\"]\n\
         [[node]]\nname = \"c\"\nafter = [\"b\"]\nrun = [\"sleep\", \"600\"]\n";
     let (mut up, _) = stubborn(&lab, chain);
@@ -342,7 +368,7 @@ fn keeper_of(up: &Process) -> u32 {
 
 #[test]
 fn whoever_is_killed_leaves_no_program() {
-    let lab = Lab::new("whoever_is_killed_leaves_no_program");
+    let lab = Lab::patient("whoever_is_killed_leaves_no_program", PATIENCE);
     let text = "[[node]]\nname = \"a\"\nready = { command = [\"test\", \"-s\", \"daemon\"] }\n\
         run = [\"sh\", \"-c\", \"setsid sleep 1234 & echo $! > daemon; exec sleep 600\"]\n";
     for victim in ["up", "keeper", "emulator"] {
@@ -374,7 +400,10 @@ fn whoever_is_killed_leaves_no_program() {
 
 #[test]
 fn a_program_that_fails_is_started_again_as_its_policy_says() {
-    let lab = Lab::new("a_program_that_fails_is_started_again_as_its_policy_says");
+    let lab = Lab::patient(
+        "a_program_that_fails_is_started_again_as_its_policy_says",
+        PATIENCE,
+    );
     // Its state folder outlives its processes: it succeeds at the third start.
     let count = sh(
         "echo x >> starts; test $(wc -l < starts) -ge 3 && echo third; test $(wc -l < starts) -ge 3",
@@ -440,10 +469,7 @@ fn wait_more_answers(up: &Process) {
 
 #[test]
 fn the_peers_of_a_killed_node_see_the_end_and_those_of_one_without_power_nothing() {
-    let lab = Lab::patient(
-        "the_peers_of_a_killed_node_see_the_end",
-        std::time::Duration::from_secs(120),
-    );
+    let lab = Lab::patient("the_peers_of_a_killed_node_see_the_end", PATIENCE);
     let killed = pair(
         &lab,
         "[[event]]\nat = \"0\"\nnode = \"srv\"\naction = \"kill\"\n",
@@ -505,7 +531,7 @@ fn end(mut up: Process) -> Process {
 
 #[test]
 fn a_frozen_node_goes_on_where_it_stood() {
-    let lab = Lab::new("a_frozen_node_goes_on_where_it_stood");
+    let lab = Lab::patient("a_frozen_node_goes_on_where_it_stood", PATIENCE);
     let up = pair(&lab, "");
     let server = pid_of(&lab, "srv").unwrap();
     lab.succeed(&["node", "freeze", "srv"]);
@@ -529,17 +555,20 @@ fn a_frozen_node_goes_on_where_it_stood() {
 
 #[test]
 fn artifacts_tell_the_whole_run() {
-    let lab = Lab::new("artifacts_tell_the_whole_run");
+    let lab = Lab::patient("artifacts_tell_the_whole_run", PATIENCE);
     let to = lab.directory().join("out/run");
     let path = file(
         &lab,
         &format!(
             "[cluster]\nseed = 77\n[[node]]\nname = \"a\"\nrun = {}\n[[node]]\nname = \"b\"\n[[link]]\na = \"a\"\nb = \"b\"\nlatency = \"1 ms\"\n\
              [[event]]\nat = \"10 ms\"\nlink = \"a->b\"\naction = \"down\"\n",
-            sh("echo before; sleep 0.2; exit 5")
+            sh("echo before; while ! test -e go; do sleep 0.02; done; exit 5")
         ),
     );
-    ends(&lab, 5, &["--artifacts", to.to_str().unwrap(), &path]);
+    let mut up = up(&lab, &["--artifacts", to.to_str().unwrap(), &path]);
+    up.wait_output("event: link a->b");
+    go(&lab, "a");
+    assert_eq!(up.wait().code(), Some(5), "{}", up.stdout());
     let json = |name: &str| -> Value {
         serde_json::from_slice(&std::fs::read(to.join(name)).unwrap()).unwrap()
     };
@@ -574,7 +603,7 @@ fn artifacts_tell_the_whole_run() {
 
 #[test]
 fn without_programs_there_is_no_log_and_it_is_said() {
-    let lab = Lab::new("without_programs_there_is_no_log_and_it_is_said");
+    let lab = Lab::patient("without_programs_there_is_no_log_and_it_is_said", PATIENCE);
     let cluster: Cluster<'_> = lab.up();
     for command in [&["logs"][..], &["node", "ls"], &["node", "kill", "a"]] {
         let said = lab.fail(1, command);

@@ -124,6 +124,7 @@ fn run_task(
         binary: emulator::own_binary()?,
         files: task.files.clone(),
         state: task.state.clone(),
+        expects_san: task.plan.wildcard_on_san,
         emulator: emulator.pid(),
     };
     let log = Writer::make(&setup.directory).context("cannot make the log of the programs")?;

@@ -34,6 +34,8 @@ pub(crate) struct Setup {
     pub(crate) files: PathBuf,
     /// Where each node has its state folder; in the cluster's directory when absent.
     pub(crate) state: Option<PathBuf>,
+    /// Whether listeners are on the SAN too.
+    pub(crate) expects_san: bool,
     /// Process id of the emulator, a child like the programs.
     pub(crate) emulator: u32,
 }
