@@ -24,7 +24,7 @@ pub(crate) use bench::{
     BenchedProgram, Benchmark, Placement, RingMetric, SocketMetric, SocketPattern, SocketRoad,
 };
 pub(crate) use explain::{Audit, Explain};
-pub(crate) use sight::Capture;
+pub(crate) use sight::{Capture, Metrics, Top, Topo};
 pub(crate) use stat::Stat;
 
 const OVERVIEW: &str = "Example, in two terminals:
@@ -80,6 +80,10 @@ pub(crate) enum Command {
     Fault(Fault),
     /// Write what the ports of nodes see as a pcapng file of RoCEv2 frames, for Wireshark.
     Capture(Capture),
+    /// Show a cluster on one screen while it runs: rates, links, connections, queues, findings.
+    Top(Top),
+    /// Show the nodes, the links between them and who talks to whom, as text or drawing.
+    Topo(Topo),
     /// List connections, one a line: state, road, queues, credits, and why not the SAN.
     Ss(Ss),
     /// Check what this machine allows, and say how to get the rest.
@@ -105,6 +109,9 @@ pub(crate) enum Command {
     /// Writes manual pages, completions and the schema, for packages.
     #[command(name = "__pages", hide = true)]
     Pages(Pages),
+    /// The process that serves the metrics of a cluster.
+    #[command(name = "__metrics", hide = true)]
+    Metrics(Metrics),
     /// The demo's own programs.
     #[command(name = "__program", hide = true)]
     Program(Program),

@@ -8,6 +8,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -23,6 +24,7 @@ use crate::cluster::Record;
 use crate::config::{ClusterPlan, Isolation};
 use crate::control;
 use crate::exit::Failure;
+use crate::metrics;
 use crate::netns::{self, Proxies};
 use crate::paths::{self, ClusterHome, RunDirectory};
 use crate::signals::{self, StopSignals, Waited};
@@ -41,6 +43,8 @@ pub(crate) struct StartOptions {
     pub(crate) owns_run_directory: bool,
     /// Whether it confines itself.
     pub(crate) sandbox: Sandbox,
+    /// Where its metrics are served.
+    pub(crate) metrics: Option<SocketAddr>,
     /// What helps to find faults in drivers.
     pub(crate) debug: DebugConfig,
     /// Its parent starts and ends programs, and ends the cluster.
@@ -76,6 +80,8 @@ impl Emulator {
         options: StartOptions,
         stop: &StopSignals,
     ) -> anyhow::Result<Started> {
+        // Bound before anything starts: an address that is taken is told at once.
+        let metrics = options.metrics.map(metrics::bind).transpose()?;
         paths::check_socket_paths(run, name, plan.nodes.iter().map(|node| node.name.as_str()))?;
         let home = {
             let lock = run.lock()?;
@@ -95,7 +101,12 @@ impl Emulator {
             }
         };
         match emulator.wait_ready(stop)? {
-            true => Ok(Started::Ready(emulator)),
+            true => {
+                if let Some(listener) = metrics {
+                    metrics::start(listener, &emulator.home.path, emulator.child.id())?;
+                }
+                Ok(Started::Ready(emulator))
+            }
             false => {
                 emulator.stop()?;
                 Ok(Started::Stopped)

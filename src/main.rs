@@ -27,6 +27,7 @@ mod kv;
 mod lab;
 mod logs;
 mod ls;
+mod metrics;
 mod netns;
 mod node;
 mod objects;
@@ -39,6 +40,8 @@ mod signals;
 mod ss;
 mod stage;
 mod stat;
+mod top;
+mod topo;
 mod units;
 mod up;
 
@@ -73,6 +76,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Port(arguments) => lab::link::port(&arguments),
         Command::Fault(arguments) => lab::fault::fault(&arguments),
         Command::Capture(arguments) => capture::capture(&arguments),
+        Command::Top(arguments) => top::top(&arguments),
+        Command::Topo(arguments) => topo::topo(&arguments),
         Command::Ss(arguments) => ss::ss(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Bench(command) => benchmark::bench(&command),
@@ -82,6 +87,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::NodeProgram(arguments) => keeper::become_program(&arguments),
         Command::Publish => netns::serve_published(),
         Command::Pages(arguments) => pages::pages(&arguments),
+        Command::Metrics(arguments) => metrics::serve(&arguments),
         Command::Program(program) => program_of_the_demo(program),
         Command::Peer(program) => peer::run(&program),
         Command::Leash(program) => stage::leash(&program),

@@ -249,6 +249,11 @@ fn cluster_name(file_name: &OsStr) -> Option<String> {
     crate::config::is_name(name).then(|| name.to_owned())
 }
 
+/// Where the metrics of a cluster are served, when they are.
+pub(crate) fn metrics_file(directory: &Path) -> PathBuf {
+    directory.join("metrics")
+}
+
 /// The control socket of a cluster.
 pub(crate) fn control_socket(directory: &Path) -> PathBuf {
     directory.join("control.sock")

@@ -17,14 +17,11 @@ use crate::objects::Objects;
 use crate::output::{self, Table};
 use crate::signals::{StopSignals, Waited};
 
-/// Time between two answers of `--watch`.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Shows the counters, connections and fall-backs of a cluster, or the objects of its NICs.
 pub(crate) fn stat(arguments: &cli::Stat) -> Result<(), Failure> {
     let cluster = cluster::select(arguments.choice.name())?;
-    if arguments.watch {
-        return watch(&cluster, arguments);
+    if let Some(interval) = arguments.watch {
+        return watch(&cluster, arguments, interval);
     }
     cluster.require_running()?;
     if !arguments.json {
@@ -37,7 +34,7 @@ pub(crate) fn stat(arguments: &cli::Stat) -> Result<(), Failure> {
     output::json(&stat)
 }
 
-fn watch(cluster: &Cluster, arguments: &cli::Stat) -> Result<(), Failure> {
+fn watch(cluster: &Cluster, arguments: &cli::Stat, interval: Duration) -> Result<(), Failure> {
     /// Cursor home, then erase what is below.
     const CLEAR: &str = "\x1b[H\x1b[2J";
     let stop = StopSignals::catch()?;
@@ -49,7 +46,7 @@ fn watch(cluster: &Cluster, arguments: &cli::Stat) -> Result<(), Failure> {
         } else {
             output::answer(&format!("{text}\n"))?;
         }
-        if stop.wait(&[], Some(WATCH_INTERVAL))? == Waited::Stop {
+        if stop.wait(&[], Some(interval))? == Waited::Stop {
             return Ok(());
         }
     }

@@ -16,6 +16,7 @@ use crate::config::{self, ClusterPlan};
 use crate::control;
 use crate::emulator::{Emulator, StartOptions, Started};
 use crate::exit::{FAILED, Failure};
+use crate::metrics;
 use crate::output::{self, Table};
 use crate::paths::RunDirectory;
 use crate::signals::{StopSignals, Waited};
@@ -78,7 +79,7 @@ fn describe(name: &str, directory: &Path) -> anyhow::Result<String> {
         info.emulator_pid,
         directory.display(),
         table.render("  "),
-    ))
+    ) + &metrics::describe(directory))
 }
 
 /// Stays until Ctrl-C or until the emulator ends.

@@ -1,4 +1,4 @@
-//! Arguments of the commands that look: capture, topo, top.
+//! Arguments of the commands that look: capture, topo, top, metrics.
 //!
 //! Place: part of [`super::Cli`]; `capture`, `topo` and `top` take them. Invariants: those of [`super`].
 
@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::Choice;
 use crate::units;
 
 #[derive(Debug, Args)]
@@ -47,4 +48,48 @@ pub(crate) struct Capture {
     /// The cluster [default: the only one that runs].
     #[arg(long, value_name = "CLUSTER")]
     pub(crate) cluster: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sanlab topo
+  sanlab topo lab2 --svg lab2.svg
+  sanlab topo --json | jq '.links[] | select(.a_to_b.up | not)'
+
+Every node is linked with each other one; links that are perfect and carry
+no connection are not listed.")]
+pub(crate) struct Topo {
+    #[command(flatten)]
+    pub(crate) choice: Choice,
+    /// Draw it into this file; `-` is standard output.
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  sanlab top
+  sanlab top lab2 --interval 250
+
+Keys: 1 to 5 or Tab for nodes, links, connections, queues and findings, s and
+r to sort, / to filter, p to stand still, ? for the others, q to end.")]
+pub(crate) struct Top {
+    #[command(flatten)]
+    pub(crate) choice: Choice,
+    /// Milliseconds between two looks.
+    #[arg(short, long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(250..=60_000))]
+    pub(crate) interval: u64,
+}
+
+/// Arguments of the process that serves metrics.
+#[derive(Debug, Args)]
+pub(crate) struct Metrics {
+    /// Directory of the cluster; standard input is the listening socket.
+    pub(crate) directory: PathBuf,
+    /// The emulator, with which it ends.
+    #[arg(long)]
+    pub(crate) emulator: u32,
 }

@@ -2,6 +2,8 @@
 //!
 //! Place: part of [`super::Cli`]. Invariants: as there.
 
+use std::time::Duration;
+
 use clap::Args;
 use nic_emu::device::Topic;
 
@@ -36,7 +38,13 @@ pub(crate) struct Stat {
     /// Print one JSON object instead of tables.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Print again every second until Ctrl-C.
-    #[arg(long, conflicts_with = "json")]
-    pub(crate) watch: bool,
+    /// Print again every second, or at this pace, until Ctrl-C.
+    #[arg(long, value_name = "SECONDS", conflicts_with = "json", num_args = 0..=1, default_missing_value = "1", value_parser = seconds)]
+    pub(crate) watch: Option<Duration>,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|&it: &f64| it >= 0.01);
+    let time = seconds.and_then(|it| Duration::try_from_secs_f64(it).ok());
+    time.ok_or_else(|| format!("`{text}` is no number of seconds from 0.01 on"))
 }

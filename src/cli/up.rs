@@ -2,6 +2,7 @@
 //!
 //! Place: part of [`super::Cli`]. Invariants: as there. Source: ours; the options of `up` are named as in compose tools.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -86,6 +87,9 @@ pub(crate) struct EmulatorOptions {
     /// Make the emulator stand still at a failure, a finding, or findings of one rule (`nic-emu step` and `continue` go on).
     #[arg(long, value_name = "error|finding|RULE")]
     pub(crate) pause_on: Option<PauseOn>,
+    /// Serve metrics for Prometheus at this address, as 127.0.0.1:9477; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 impl EmulatorOptions {
@@ -93,6 +97,7 @@ impl EmulatorOptions {
     pub(crate) fn start_options(self) -> StartOptions {
         StartOptions {
             sandbox: self.sandbox,
+            metrics: self.metrics,
             debug: DebugConfig {
                 validate: self.validate,
                 pause_on: self.pause_on,
@@ -113,6 +118,9 @@ impl EmulatorOptions {
         }
         if let Some(on) = self.pause_on {
             words.push(format!("--pause-on={on}"));
+        }
+        if let Some(address) = self.metrics {
+            words.push(format!("--metrics={address}"));
         }
         words
     }
