@@ -23,6 +23,8 @@ use crate::spi::{
 use crate::wsa::WsaError;
 
 const RECORD_LEN: u64 = size_of::<Registration>() as u64;
+/// Longest ring that a function gives out of its own memory when there is no more shared with the peer: 64 KiB and what goes with it.
+const SHORT_RING: u64 = 96 * 1024;
 
 /// A buffer as the NIC knows it.
 #[derive(Clone, Copy, Debug)]
@@ -366,11 +368,16 @@ impl SharedMemory for Core {
     fn alloc_ring(&self, s: SpSocket, len: u64) -> Option<SharedRegion> {
         let sock = self.resolve(s).ok()?;
         let mut locked = sock.function.lock();
-        let offset = locked
-            .peer_of(&sock)
-            .and_then(|peer| locked.alloc_ring(peer, len))
+        let peer = locked.peer_of(&sock);
+        let shared = peer.and_then(|peer| locked.alloc_ring(peer, len));
+        let offset = match shared {
+            Some(offset) => offset,
+            // A full pair arena: who asks for much asks for less first. The function's own memory is what the buffers of all its
+            // connections come from.
+            None if peer.is_some() && len > SHORT_RING => return None,
             // Without a pair arena the ring works as well; it only can never be granted.
-            .or_else(|| locked.alloc_or_sweep(len))?;
+            None => locked.alloc_or_sweep(len)?,
+        };
         locked.list_allocation(&sock, offset, len);
         Some(SharedRegion { offset, len })
     }
