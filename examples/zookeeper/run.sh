@@ -68,7 +68,7 @@ server.1=z1:2888:3888
 server.2=z2:2888:3888
 server.3=z3:2888:3888
 CONFIG
-    on "$node" java -Xmx96m -XX:+UseSerialGC -cp "$classes" \
+    "$sanlab" run --cluster zookeeper --node "$node" -- java -Xmx96m -XX:+UseSerialGC -cp "$classes" \
         org.apache.zookeeper.server.quorum.QuorumPeerMain "$state/$node.cfg" >"$state/$node.log" 2>&1 &
     pids[$node]=$!
 done
