@@ -120,6 +120,12 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> anyhow::Re
     Ok(poll(&mut fds, Some(timeout))? != 0)
 }
 
+/// Whether whoever was at the other end of a terminal or a pipe is gone.
+pub(crate) fn has_hung_up(fd: BorrowedFd<'_>) -> anyhow::Result<bool> {
+    let mut fds = [PollFd::new(fd, PollFlags::empty())];
+    Ok(poll(&mut fds, Some(Duration::ZERO))? != 0)
+}
+
 /// Lets the calling process rest for a moment between two looks at something that gives no descriptor to wait on.
 pub(crate) fn pause(time: Duration) {
     // An early return only means an early look.

@@ -192,6 +192,12 @@ assert termios.tcgetattr(slave)[3] != before[3], 'the terminal is raw'
 for key, text in ((b'2', 'IMPAIRED'), (b'3', 'REMOTE'), (b'4', 'STATE'), (b'5', 'RULE'), (b'?', 'stand still'), (b'x', 'RULE')):
     os.write(master, key)
     wait(text)
+if end == 'hangup':
+    os.close(master)
+    os.close(slave)
+    process.wait(50)
+    print('restored')
+    sys.exit()
 if end == 'key':
     os.write(master, b'q')
 else:
@@ -212,7 +218,7 @@ fn top_gives_the_terminal_back() {
     };
     let lab = Lab::new("top_gives_the_terminal_back");
     let cluster = lab.up();
-    for end in ["key", "15", "2"] {
+    for end in ["key", "15", "2", "hangup"] {
         let mut command = Command::new(&python);
         command
             .args(["-c", TERMINAL, end, env!("CARGO_BIN_EXE_sanlab"), "top"])

@@ -752,6 +752,7 @@ enum sanlab_reason {
     SANLAB_REASON_MUSL_BINARY = 0x14,
     SANLAB_REASON_OLD_GLIBC = 0x15,
     SANLAB_REASON_LINK_CUT = 0x16,
+    SANLAB_REASON_DATAGRAMS = 0x17,
 };
 
 static inline const char *sanlab_reason_name(uint32_t value)
@@ -779,6 +780,7 @@ static inline const char *sanlab_reason_name(uint32_t value)
     case 0x14: return "musl_binary";
     case 0x15: return "old_glibc";
     case 0x16: return "link_cut";
+    case 0x17: return "datagrams";
     default: return "unknown";
     }
 }

@@ -21,7 +21,7 @@ use crate::cli;
 use crate::cluster;
 use crate::exit::Failure;
 use crate::paths;
-use crate::signals::{StopSignals, Waited};
+use crate::signals::{self, StopSignals, Waited};
 
 use model::Sample;
 use view::{Asked, Screen};
@@ -60,8 +60,9 @@ pub(crate) fn top(arguments: &cli::Top) -> Result<(), Failure> {
         let stdin = std::io::stdin();
         match stop.wait(&[stdin.as_fd()], Some(left))? {
             Waited::Stop => return Ok(()),
+            // Asked first: crossterm reads from a terminal that is gone for ever.
             Waited::Ready(_) => {
-                if app.take_keys()? {
+                if signals::has_hung_up(stdin.as_fd())? || app.take_keys()? {
                     return Ok(());
                 }
             }

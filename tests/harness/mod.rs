@@ -68,11 +68,18 @@ impl Lab {
     /// A world for a test that takes longer than others.
     pub(crate) fn patient(test: &str, patience: Duration) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        // Short, because socket paths are.
-        let name = format!("sl-{}-{number}", std::process::id());
-        let directory = std::env::temp_dir().join(name);
-        std::fs::create_dir(&directory).unwrap();
+        let directory = loop {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            // Short, because socket paths are.
+            let name = format!("sl-{}-{number}", std::process::id());
+            let directory = std::env::temp_dir().join(name);
+            match std::fs::create_dir(&directory) {
+                Ok(()) => break directory,
+                // Left by a test that was killed, of a process with the same number.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("cannot make {}: {error}", directory.display()),
+            }
+        };
         Self {
             watchdog: Watchdog::start(test, &directory, patience),
             is_audited: AtomicBool::new(false),

@@ -1,6 +1,6 @@
 //! Captures: what the ports of a cluster's nodes see, as frames of RoCEv2 in a pcapng file.
 //!
-//! Place: the device tells records of packets (`device::capture`), a [`ring`] carries them to a reader in another process, which makes
+//! Place: the device tells records of packets (`device::capture`), a `ring` carries them to a reader in another process, which makes
 //! frames of them. The engine copies bytes and nothing else; addresses, headers, checks and the file are the reader's work.
 //! Invariants: the engine never waits for a reader. Source: InfiniBand Architecture vol. 1 (transport headers, MADs), its annex A17
 //! (RoCEv2), and the pcapng draft (draft-ietf-opsawg-pcapng). Leaves out: what nobody put on a link (local work, doorbells).
