@@ -6,7 +6,6 @@
 //! Source: ours, the command-line contract.
 
 mod kept;
-mod ungoverned;
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -20,7 +19,6 @@ use crate::metrics;
 use crate::output::{self, Table};
 use crate::paths::RunDirectory;
 use crate::signals::{StopSignals, Waited};
-use ungoverned::Watch;
 
 /// Name of a cluster that nobody named.
 pub(crate) const DEFAULT_NAME: &str = "default";
@@ -64,7 +62,7 @@ pub(crate) fn up(arguments: &cli::Up) -> Result<(), Failure> {
         emulator.release();
         return Ok(());
     }
-    stay(name, emulator, Watch::new(plan.isolation), &stop)
+    stay(name, emulator, &stop)
 }
 
 fn describe(name: &str, directory: &Path) -> anyhow::Result<String> {
@@ -83,22 +81,12 @@ fn describe(name: &str, directory: &Path) -> anyhow::Result<String> {
 }
 
 /// Stays until Ctrl-C or until the emulator ends.
-fn stay(
-    name: &str,
-    mut emulator: Emulator,
-    mut watch: Watch,
-    stop: &StopSignals,
-) -> Result<(), Failure> {
-    let status = loop {
-        match stop.wait(&[emulator.process().as_fd()], watch.period())? {
-            Waited::Stop => {
-                emulator.stop()?;
-                return Ok(());
-            }
-            Waited::TimedOut => watch.tell(emulator.directory()),
-            Waited::Ready(_) => break emulator.collect()?,
-        }
-    };
+fn stay(name: &str, mut emulator: Emulator, stop: &StopSignals) -> Result<(), Failure> {
+    if stop.wait(&[emulator.process().as_fd()], None)? == Waited::Stop {
+        emulator.stop()?;
+        return Ok(());
+    }
+    let status = emulator.collect()?;
     if status.success() {
         return Ok(());
     }

@@ -63,7 +63,7 @@ fn datagrams_to_other_nodes_are_told() {
         cluster
             .up
             .stderr()
-            .contains("sends datagrams to other nodes")
+            .contains("sent datagrams to other nodes")
     });
 }
 

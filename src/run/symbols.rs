@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn a_function_of_this_program_has_its_name() {
         let file = fs::read(std::env::current_exe().unwrap()).unwrap();
-        let function: fn(&[u8], u64) -> Option<(String, u64)> = nearest_in;
+        let function: fn(&[u8], u64) -> _ = nearest_in;
         let start = offset_of((function as *const ()).expose_provenance() as u64);
         for into in [0, 1] {
             let (name, offset) = nearest_in(&file, start + into).unwrap();

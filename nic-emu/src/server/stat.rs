@@ -9,8 +9,9 @@ use std::net::SocketAddr;
 
 use ring_proto::ids::NodeId;
 use ring_proto::telemetry::Reason;
+use tracing::warn;
 
-use super::config::ClusterConfig;
+use super::config::{ClusterConfig, UngovernedPolicy};
 use super::telemetry::{Connection, Flow, Report, Totals, printable};
 use crate::control::{
     ConnectionStat, Fallback, NodeEntry, NodeStat, NodeTotals, Note, SCHEMA, Stat, Ungoverned,
@@ -56,24 +57,46 @@ impl Ledger {
             ended.add(totals);
         }
         if let Some(row) = datagrams(config, node, totals, report) {
-            self.push(row);
+            self.push(config, row);
         }
     }
 
     /// Notes a program that cannot be hooked: its connections are TCP, and nothing governs them.
-    pub(crate) fn note(&mut self, node: NodeId, reason: Reason, note: &Note) {
+    pub(crate) fn note(
+        &mut self,
+        config: &ClusterConfig,
+        node: NodeId,
+        reason: Reason,
+        note: &Note,
+    ) {
         if let Some(ended) = self.ended.get_mut(usize::from(node.0)) {
             ended.count(reason);
         }
-        self.push(Ungoverned {
+        let row = Ungoverned {
             node: note.node.clone(),
             pid: u64::from(note.pid),
             program: printable(note.program.as_bytes()),
             what: reason.name().to_owned(),
-        });
+        };
+        self.push(config, row);
     }
 
-    fn push(&mut self, row: Ungoverned) {
+    /// Told when it is known for good, so that nobody has to ask again and again: standard error is the terminal of a foreground `up`.
+    fn push(&mut self, config: &ClusterConfig, row: Ungoverned) {
+        if config.lab.ungoverned == UngovernedPolicy::Warn {
+            let how = if row.what == Reason::Datagrams.name() {
+                "sent datagrams to other nodes"
+            } else {
+                "runs without the library"
+            };
+            let Ungoverned {
+                node,
+                pid,
+                program,
+                what,
+            } = &row;
+            warn!("node {node}: {program} (process {pid}) {how}, past every link ({what})");
+        }
         if self.ungoverned.len() == UNGOVERNED_LIMIT {
             self.ungoverned.pop_front();
         }

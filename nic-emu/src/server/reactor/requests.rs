@@ -245,7 +245,7 @@ impl Reactor {
             .into_iter()
             .find(|reason| reason.name() == note.reason)
             .ok_or_else(|| format!("{:?} is no reason of the closed list", note.reason))?;
-        self.ledger.note(node, reason, note);
+        self.ledger.note(&self.config, node, reason, note);
         Ok(())
     }
 }
