@@ -2,6 +2,10 @@
 
 mod harness;
 
+use std::time::Instant;
+
+use nic_emu::control::{Note, client};
+
 use harness::{Cluster, Lab, netns, programs, wait_until};
 
 /// Sends a datagram by each way there is, and says what became of it.
@@ -100,5 +104,43 @@ fn a_program_without_the_library_is_named_or_does_not_start() {
         let listed = cluster.stat()["ungoverned"].clone();
         let rows = listed.as_array().map_or(0, Vec::len);
         assert_eq!(rows, usize::from(policy == "warn"), "{listed}");
+        if policy == "warn" {
+            wait_until(|| cluster.up.stderr().contains("runs without the library"));
+        }
     }
+}
+
+#[test]
+fn a_flood_of_notes_does_not_flood_the_log() {
+    const NOTES: usize = 2000;
+    let lab = Lab::new("a_flood_of_notes_does_not_flood_the_log");
+    let cluster = up(&lab, "warn");
+    let socket = cluster.directory().join("control.sock");
+    let note = |program: &str| {
+        let note = Note {
+            node: "a".into(),
+            program: program.into(),
+            pid: 1,
+            reason: "static_binary".into(),
+        };
+        client::note(&socket, note).expect("it is taken");
+    };
+    let start = Instant::now();
+    for _ in 0..NOTES {
+        note("flood");
+    }
+    // Five lines a second, whatever the machine made of a second: the first and the last one may be cut.
+    let allowed = 5 * (start.elapsed().as_secs() + 2);
+    assert_eq!(cluster.fall_backs("a", "static_binary"), 2000);
+    // Where the next second has begun a line comes again, and tells what went before.
+    wait_until(|| {
+        note("probe");
+        cluster.up.stderr().contains("held_back=")
+    });
+    let said = cluster.up.stderr();
+    let lines = said.lines().filter(|line| line.contains("flood")).count();
+    assert!(
+        u64::try_from(lines).is_ok_and(|lines| (1..=allowed).contains(&lines)),
+        "{lines} lines, {allowed} allowed"
+    );
 }

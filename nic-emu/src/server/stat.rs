@@ -12,6 +12,7 @@ use ring_proto::telemetry::Reason;
 use tracing::warn;
 
 use super::config::{ClusterConfig, UngovernedPolicy};
+use super::log_budget::{LogBudget, now_ns};
 use super::telemetry::{Connection, Flow, Report, Totals, printable};
 use crate::control::{
     ConnectionStat, Fallback, NodeEntry, NodeStat, NodeTotals, Note, SCHEMA, Stat, Ungoverned,
@@ -27,6 +28,8 @@ pub(crate) struct Ledger {
     /// Per node, of processes that have ended, and of notes.
     ended: Vec<Totals>,
     ungoverned: VecDeque<Ungoverned>,
+    /// Of lines about them: whoever reaches the control socket can cause one.
+    log: LogBudget,
 }
 
 /// A process that lives while STAT is answered.
@@ -42,6 +45,7 @@ impl Ledger {
         Self {
             ended: vec![Totals::default(); nodes],
             ungoverned: VecDeque::new(),
+            log: LogBudget::default(),
         }
     }
 
@@ -83,7 +87,9 @@ impl Ledger {
 
     /// Told when it is known for good, so that nobody has to ask again and again: standard error is the terminal of a foreground `up`.
     fn push(&mut self, config: &ClusterConfig, row: Ungoverned) {
-        if config.lab.ungoverned == UngovernedPolicy::Warn {
+        if config.lab.ungoverned == UngovernedPolicy::Warn
+            && let Some(held_back) = self.log.spend(now_ns())
+        {
             let how = if row.what == Reason::Datagrams.name() {
                 "sent datagrams to other nodes"
             } else {
@@ -95,7 +101,10 @@ impl Ledger {
                 program,
                 what,
             } = &row;
-            warn!("node {node}: {program} (process {pid}) {how}, past every link ({what})");
+            warn!(
+                held_back = (held_back > 0).then_some(held_back),
+                "node {node}: {program} (process {pid}) {how}, past every link ({what})"
+            );
         }
         if self.ungoverned.len() == UNGOVERNED_LIMIT {
             self.ungoverned.pop_front();
