@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use nic_emu::control::client;
 use nic_emu::control::{Inspected, Note, Pong};
-use nic_emu::device::Topic;
+use nic_emu::device::{Recording, Topic};
 use nic_emu::server::{self, ClusterConfig, Loopback, NodeSpace, Sandbox};
 use ring_proto::telemetry::Reason;
 use serde_json::Value;
@@ -31,6 +31,13 @@ pub(crate) fn stat(directory: &Path) -> anyhow::Result<Value> {
 /// Asks what the NICs consist of: some parts, or all when none is named.
 pub(crate) fn inspect(directory: &Path, parts: &[Topic]) -> anyhow::Result<Inspected> {
     Ok(client::inspect(&paths::control_socket(directory), parts)?)
+}
+
+/// Asks why the flight recorder kept what it did: `node a: qp 0x1 completed with ...`, the oldest first.
+pub(crate) fn kept_reasons(directory: &Path) -> anyhow::Result<Vec<String>> {
+    let recorded = client::recorder(&paths::control_socket(directory), None)?;
+    let name = |of: Recording| Some(format!("node {}: {}", of.node, of.reason?));
+    Ok(recorded.dumps.into_iter().filter_map(name).collect())
 }
 
 /// Asks the emulator to end.

@@ -120,6 +120,9 @@ fn show(world: &mut World, rounds: u32, say: &Narrator) -> Result<Report, Failur
     let mut report = Report::new(measured, fall_back);
     let stat = settle(world, &mut report)?;
     report.judge(&stat);
+    if report.met_errors() {
+        report.name_errors(&world.kept_reasons()?);
+    }
     Ok(report)
 }
 

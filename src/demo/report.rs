@@ -43,6 +43,8 @@ struct Check {
     found: String,
 }
 
+/// The check that [`Report::name_errors`] adds to.
+const NO_ERRORS: &str = "the NICs met no errors";
 /// Reason of the fall-back that the demo provokes.
 const EXPECTED_REASON: &str = "no_san_listener";
 
@@ -58,6 +60,23 @@ impl Report {
     /// Whether every check has passed.
     pub(super) fn is_ok(&self) -> bool {
         !self.checks.is_empty() && self.checks.iter().all(|check| check.is_ok)
+    }
+
+    /// Whether the NICs counted errors.
+    pub(super) fn met_errors(&self) -> bool {
+        let mut failed = self.checks.iter().filter(|check| !check.is_ok);
+        failed.any(|check| check.what == NO_ERRORS)
+    }
+
+    /// Says beside their number what the errors were.
+    pub(super) fn name_errors(&mut self, reasons: &[String]) {
+        if reasons.is_empty() {
+            return;
+        }
+        let mut checks = self.checks.iter_mut();
+        if let Some(check) = checks.find(|check| check.what == NO_ERRORS) {
+            check.found = format!("{} ({})", check.found, reasons.join("; "));
+        }
     }
 
     /// Whether counters that are still under way could change the judgement: what the connections showed while they lived stands.
@@ -118,7 +137,7 @@ impl Report {
                 ),
             },
             Check {
-                what: "the NICs met no errors",
+                what: NO_ERRORS,
                 is_ok: errors == Some(0),
                 found: errors.map_or("no counter".to_owned(), |errors| errors.to_string()),
             },
@@ -466,6 +485,19 @@ mod tests {
             report.judge(&stat);
             assert!(!report.is_ok(), "{place}");
         }
+    }
+
+    #[test]
+    fn errors_are_named() {
+        let mut stat = counters();
+        *stat.pointer_mut("/nodes/0/counters/errors").unwrap() = json!(1);
+        let mut report = report("san");
+        report.judge(&stat);
+        assert!(report.met_errors());
+        report.name_errors(&["node a: qp 0x1 completed with RETRY_EXC_ERR".to_owned()]);
+        let text = report.to_text();
+        let line = "the NICs met no errors: 1 (node a: qp 0x1 completed with RETRY_EXC_ERR)";
+        assert!(text.contains(line), "{text}");
     }
 
     #[test]

@@ -81,6 +81,11 @@ impl World {
         self.stage.stat()
     }
 
+    /// What the NICs met that they keep a recording of.
+    pub(super) fn kept_reasons(&self) -> Result<Vec<String>, Failure> {
+        self.stage.kept_reasons()
+    }
+
     /// Rests for a moment.
     pub(super) fn pause(&self, time: Duration) -> Result<(), Failure> {
         self.stage.pause(time)

@@ -128,6 +128,11 @@ impl Stage {
         Ok(control::stat(self.emulator.directory())?)
     }
 
+    /// What the NICs met that they keep a recording of.
+    pub(crate) fn kept_reasons(&self) -> Result<Vec<String>, Failure> {
+        Ok(control::kept_reasons(self.emulator.directory())?)
+    }
+
     /// Rests for a moment.
     pub(crate) fn pause(&self, time: Duration) -> Result<(), Failure> {
         match self.stop.wait(&[], Some(time))? {

@@ -5,7 +5,8 @@
 //! Invariants: first everything that had arrived as messages, then the ring from there to `accepted`: no gap, no byte twice. What
 //! the dead peer's head says is copied once and checked. The end is an end of stream only when the peer had finished, or had taken
 //! all we sent; else ECONNRESET, as kernel TCP does when a process dies with unread data. Every step may be repeated: the memory
-//! read does not change any more.
+//! read does not change any more. Where both directions had ended nothing is read: the peer may have died in its close, after it
+//! took its memory back from the NIC.
 //! Edges: `ring-accepted`. Source: design "Written data survives"; R-215, R-216. Leaves out: a peer that cannot be read (R-121).
 //!
 //! ```text
@@ -82,6 +83,7 @@ impl Conn {
         self.parse_rest();
         // From here on nobody writes our ring or posts from it.
         let stopped = self.with_send(|conn| {
+            conn.reap();
             conn.record.get().set(flag::ORPHANED);
         });
         if !stopped {
@@ -89,6 +91,12 @@ impl Conn {
         }
         if r.has(flag::RESET) {
             r.set(flag::GONE);
+            return false;
+        }
+        if self.is_over(r.flags()) {
+            r.set(flag::GONE);
+            self.edges();
+            self.wake_local();
             return false;
         }
         if !self.can_read_peer() {

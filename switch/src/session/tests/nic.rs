@@ -14,10 +14,10 @@ use proptest::prelude::*;
 use ring_proto::attach::{AttachError, Attachment};
 use ring_proto::ids::NodeId;
 
-use super::world::{World, settle};
+use super::world::{World, read_to_end, send_all, settle};
 use super::{ending, orphan, stream};
 use crate::provider_table::{Provider, ProviderRef};
-use crate::session::{Conn, ConnOptions, Phase, Role};
+use crate::session::{Conn, ConnOptions, How, Phase, Role};
 
 #[derive(Debug)]
 struct EmbeddedOpener {
@@ -113,6 +113,12 @@ impl NicWorld {
     /// Lets time pass at the NICs.
     pub(super) fn pass(&self, ns: u64) {
         self.device.advance(ns);
+    }
+
+    /// Errors that the NICs of both nodes have counted.
+    fn errors(&self) -> u64 {
+        let all = self.device.with(|device| device.node_counters());
+        all.iter().map(|of| of.counters.errors).sum()
     }
 
     /// Two companions, connected through listen, connect and accept.
@@ -257,6 +263,26 @@ fn nic_r216_every_byte_of_a_dead_writer_arrives() {
     ] {
         orphan::dead_writer(&NicWorld::new(), len, before);
     }
+}
+
+/// It died in its close: nothing can be read of it, and nothing has to be.
+#[test]
+fn peer_that_dies_after_both_fins_is_not_read() {
+    let world = NicWorld::new();
+    let (a, b) = world.pair();
+    send_all(&b, b"last words");
+    for end in [&a, &b] {
+        end.shutdown(How::Write).unwrap();
+    }
+    settle(&[&a, &b]);
+    let own_ring = b.record.get().own_ring.load();
+    let sp = &b.provider().sp;
+    sp.wsp_deregister_rdma_memory(b.sp(), &own_ring).unwrap();
+    world.orphan(&b);
+    assert_eq!(read_to_end(&a, None), (b"last words".to_vec(), 0));
+    settle(&[&a]);
+    assert_eq!(a.take_error(), None);
+    assert_eq!(world.errors(), 0);
 }
 
 #[test]
