@@ -40,6 +40,7 @@ pub mod tcp;
 pub mod tcp_provider;
 pub mod telemetry;
 pub mod token;
+pub mod told;
 pub mod upcalls;
 pub mod waiters;
 pub mod watched;

@@ -29,6 +29,7 @@ use crate::readiness::epoll::EpollSet;
 use crate::socket::SwitchSocket;
 use crate::sys;
 use crate::tcp::Endpoint;
+use crate::told::Told;
 
 /// Numbers that can be tracked: the default hard limit of descriptors of a process.
 pub const FDS: usize = 1 << 20;
@@ -65,8 +66,8 @@ pub struct Slot {
     next: AtomicU32,
     /// Logical side of the socket's addresses.
     pub endpoint: Endpoint,
-    /// Telemetry entry of the connection, see `telemetry`.
-    pub record: AtomicU64,
+    /// What the telemetry knows of the connection.
+    pub told: Told,
     /// 1: data and readiness of this socket are not the kernel's alone, ask the switch.
     pub san: AtomicU32,
     /// Epoll sets that know this socket.
@@ -330,7 +331,7 @@ impl Table {
 
     fn publish<'a>(&'a self, fd: RawFd, index: u32, slot: &'a Slot, kind: u64) -> SlotRef<'a> {
         // Relaxed: published with the entry below.
-        slot.record.store(0, Ordering::Relaxed);
+        slot.told.clear();
         slot.san.store(0, Ordering::Relaxed);
         slot.sets.store(0, Ordering::Relaxed);
         slot.accepted.store(0, Ordering::Relaxed);

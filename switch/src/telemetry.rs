@@ -285,6 +285,12 @@ impl Telemetry {
         }
     }
 
+    /// Adds bytes of a SAN connection without an entry to the totals.
+    pub fn count_unlisted(&self, tx_bytes: u64, rx_bytes: u64) {
+        self.add(SAN_TX, tx_bytes);
+        self.add(SAN_RX, rx_bytes);
+    }
+
     /// Tells how a SAN connection stands.
     #[inline]
     pub fn flow(&self, record: Record, flow: Flow) {
@@ -329,10 +335,45 @@ fn store_all(words: &[AtomicU64], values: &[u64]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use zerocopy::FromBytes;
 
     use super::*;
+
+    /// Another process's look at what a writer tells.
+    pub(crate) struct Read(RawFd);
+
+    impl Read {
+        /// A writer and its reader.
+        pub(crate) fn open() -> (Telemetry, Self) {
+            let telemetry = Telemetry::new();
+            let fd = telemetry.open(b"test").unwrap();
+            (telemetry, Self(fd))
+        }
+
+        /// Totals of the SAN, sent and received.
+        pub(crate) fn san_bytes(&self) -> (u64, u64) {
+            let (header, _) = read(self.0);
+            (header.san_tx_bytes, header.san_rx_bytes)
+        }
+
+        /// Bytes of an entry, sent and received.
+        pub(crate) fn entry_bytes(&self, index: usize) -> (u64, u64) {
+            let (_, entries) = read(self.0);
+            (entries[index].tx_bytes, entries[index].rx_bytes)
+        }
+
+        /// Whether an entry is shown.
+        pub(crate) fn is_live(&self, index: usize) -> bool {
+            read(self.0).1[index].state == LIVE
+        }
+    }
+
+    impl Drop for Read {
+        fn drop(&mut self) {
+            sys::close(self.0).unwrap();
+        }
+    }
 
     fn read(fd: RawFd) -> (Header, Vec<Entry>) {
         let memory = sys::map_shared(fd, LEN).unwrap();

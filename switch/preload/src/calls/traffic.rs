@@ -12,24 +12,17 @@ use switch::report::Side;
 use switch::session::Conn;
 use switch::table::{Slot, SlotRef};
 use switch::telemetry::{Record, Road};
+use switch::told::{CLAIMED, PENDING, UNTOLD};
 use switch::{Stage, SwitchSocket, sys};
 
 use crate::calls::guarded;
 use crate::runtime::{self, Runtime, TABLE};
 
-/// [`Slot::record`] of a connect that goes on: reported when the first byte moves.
-const PENDING: Record = Record::MAX;
-/// [`Slot::record`] while a thread reports the connection: both the one that established it and the first to use it may.
-const CLAIMED: Record = Record::MAX - 1;
-/// [`Slot::record`] of a connection that could not be reported.
-const UNTOLD: Record = Record::MAX - 2;
-
 /// Counts the result of a data call on `fd` that the kernel made: bytes sent and received, nothing if it failed.
 #[inline]
 pub(crate) fn moved(fd: c_int, tx: isize, rx: isize) {
     if let Some(slot) = TABLE.peek(fd)
-        // Relaxed: the record is one word; a stale one costs a count.
-        && slot.record.load(Ordering::Relaxed) != 0
+        && slot.told.get() != 0
         && (tx > 0 || rx > 0)
     {
         guarded(|| count(fd, tx, rx));
@@ -41,7 +34,7 @@ fn count(fd: c_int, tx: isize, rx: isize) {
         return;
     };
     let telemetry = &runtime.process.telemetry;
-    let mut record = slot.record.load(Ordering::Relaxed);
+    let mut record = slot.told.get();
     if record == PENDING || !telemetry.is_current(record) {
         let reason = slot.socket().and_then(|s| s.reason());
         record = report(runtime, fd, &slot, reason, record != PENDING);
@@ -74,7 +67,7 @@ fn report(
     } else {
         telemetry.connection(side, road, local, peer)
     };
-    slot.record.store(record, Ordering::Relaxed);
+    slot.told.set(record);
     record
 }
 
@@ -87,16 +80,13 @@ pub(crate) fn connected(runtime: &Runtime, fd: c_int, is_established: bool) {
         let reason = slot.socket().and_then(|s| s.reason());
         report(runtime, fd, &slot, reason, false);
     } else {
-        slot.record.store(PENDING, Ordering::Relaxed);
+        slot.told.set(PENDING);
     }
 }
 
 /// Takes note of a connect that goes on over TCP, maybe in the background, where nobody sees its end.
 pub(crate) fn fell_back(slot: &Slot) {
-    // Relaxed: one word. Fails when the connection has been reported.
-    let _ = slot
-        .record
-        .compare_exchange(0, PENDING, Ordering::Relaxed, Ordering::Relaxed);
+    slot.told.pend();
 }
 
 /// Reports a TCP connection of `fd` that this process accepted. Why it came by TCP its maker knows best: a node tells it itself, for
@@ -154,44 +144,19 @@ pub(crate) fn arrived(runtime: &Runtime, slot: &Slot, socket: &SwitchSocket) {
 /// Takes note of a connection that an earlier image of the program, or another process, has counted already.
 pub(crate) fn inherited(runtime: &Runtime, slot: &Slot, socket: &SwitchSocket) {
     let record = san_record(runtime, socket, true);
-    // Relaxed: one word.
-    slot.record
-        .store(if record == 0 { UNTOLD } else { record }, Ordering::Relaxed);
+    slot.told.set(if record == 0 { UNTOLD } else { record });
 }
 
-/// The record of a connection that the SAN carries, made if there is none.
+/// The record of a connection that the SAN carries, made if there is none and nobody else is making it.
 fn tell(runtime: &Runtime, slot: &Slot, socket: &SwitchSocket) -> Record {
-    // Relaxed, here and below: one word. An earlier connect of the socket may have fallen back and failed.
-    let _ = slot
-        .record
-        .compare_exchange(PENDING, 0, Ordering::Relaxed, Ordering::Relaxed);
-    let claimed = slot
-        .record
-        .compare_exchange(0, CLAIMED, Ordering::Relaxed, Ordering::Relaxed);
-    match claimed {
-        Ok(_) => {
+    match slot.told.claim() {
+        Ok(()) => {
             let record = san_record(runtime, socket, false);
-            let record = if record == 0 { UNTOLD } else { record };
-            slot.record.store(record, Ordering::Relaxed);
-            record
-        }
-        Err(CLAIMED) => {
-            // Microseconds; a claim that never ends was left behind by a fork, and costs the counts.
-            for _ in 0..CLAIM_PATIENCE {
-                let record = slot.record.load(Ordering::Relaxed);
-                if record != CLAIMED {
-                    return record;
-                }
-                sys::yield_now();
-            }
-            UNTOLD
+            slot.told.tell(&runtime.process.telemetry, record)
         }
         Err(record) => record,
     }
 }
-
-/// Looks at a claim, each with a yield, before it is given up.
-const CLAIM_PATIENCE: u32 = 1000;
 
 fn san_record(runtime: &Runtime, socket: &SwitchSocket, is_inherited: bool) -> Record {
     runtime.process.introduce();
@@ -219,43 +184,42 @@ fn san_record(runtime: &Runtime, socket: &SwitchSocket, is_inherited: bool) -> R
 #[inline]
 pub(crate) fn count_san(runtime: &Runtime, slot: &SlotRef<'_>, tx: usize, rx: usize) {
     let telemetry = &runtime.process.telemetry;
-    // Relaxed: one word.
-    let mut record = slot.record.load(Ordering::Relaxed);
+    let mut record = slot.told.get();
     if !telemetry.is_current(record) || record == 0 {
         let Some(socket) = slot.socket() else {
             return;
         };
         record = match record {
-            0 | CLAIMED => tell(runtime, slot, socket),
-            UNTOLD => return,
+            0 => tell(runtime, slot, socket),
+            CLAIMED | UNTOLD => record,
             // Of the parent this process was forked from.
-            _ => san_record(runtime, socket, true),
+            _ => {
+                inherited(runtime, slot, socket);
+                slot.told.get()
+            }
         };
-        if record != 0 && record < UNTOLD {
-            slot.record.store(record, Ordering::Relaxed);
-        }
     }
-    telemetry.count(record, tx as u64, rx as u64);
+    slot.told.count(telemetry, record, tx as u64, rx as u64);
 }
 
 /// Tells how a connection that the SAN carries stands after a call on it.
 #[inline]
 pub(crate) fn flow(runtime: &Runtime, slot: &Slot, conn: &Conn) {
-    // Relaxed: one word; a record of nobody is refused.
-    let record = slot.record.load(Ordering::Relaxed);
+    // A record of nobody is refused.
+    let record = slot.told.get();
     runtime.process.telemetry.flow(record, conn.flow());
 }
 
 /// Takes the connection of a socket whose last descriptor goes off the list.
 pub(crate) fn ended(runtime: &Runtime, slot: &SlotRef<'_>) {
     // One that fell back and moved no byte yet, but was made: it was a connection all the same.
-    if slot.record.load(Ordering::Relaxed) == PENDING
+    if slot.told.get() == PENDING
         && let Some(socket) = slot.socket()
         && sys::peer_name(socket.fd()).is_ok()
     {
         report(runtime, socket.fd(), slot, socket.reason(), false);
     }
-    let record = slot.record.swap(0, Ordering::Relaxed);
+    let record = slot.told.take();
     if record < UNTOLD && record != 0 {
         runtime.process.telemetry.end(record);
     }
