@@ -11,7 +11,7 @@
 //!   any -> 0                               the end
 //! ```
 
-use ring_proto::sync::{AtomicU64, Ordering};
+use ring_proto::sync::{AtomicU64, Ordering, fence};
 
 use crate::telemetry::{Record, Telemetry};
 
@@ -76,11 +76,11 @@ impl Told {
     /// Ends a claim, and counts what others have kept meanwhile. 0 is no entry.
     pub fn tell(&self, telemetry: &Telemetry, record: Record) -> Record {
         let record = if record == 0 { UNTOLD } else { record };
-        // EDGE told-kept (SeqCst): the record goes before our look at what is kept; `count` keeps before it looks at the record. One of
-        // the two sees the other's.
         let told =
             self.record
-                .compare_exchange(CLAIMED, record, Ordering::SeqCst, Ordering::Relaxed);
+                .compare_exchange(CLAIMED, record, Ordering::Relaxed, Ordering::Relaxed);
+        // EDGE told-kept (acq-rel): the record, then our look at what is kept; `keep` keeps, then looks at the record. One sees the other's.
+        fence(Ordering::SeqCst);
         self.settle(telemetry, record);
         if told.is_err() {
             // It ended meanwhile.
@@ -101,18 +101,21 @@ impl Told {
 
     #[cold]
     fn keep(&self, telemetry: &Telemetry, tx_bytes: u64, rx_bytes: u64) {
-        // EDGE told-kept (SeqCst): as in `tell`.
-        self.kept_tx.fetch_add(tx_bytes, Ordering::SeqCst);
-        self.kept_rx.fetch_add(rx_bytes, Ordering::SeqCst);
-        let record = self.record.load(Ordering::SeqCst);
+        // Relaxed: counters.
+        self.kept_tx.fetch_add(tx_bytes, Ordering::Relaxed);
+        self.kept_rx.fetch_add(rx_bytes, Ordering::Relaxed);
+        // EDGE told-kept (acq-rel): the other side is in `tell`.
+        fence(Ordering::SeqCst);
+        let record = self.get();
         if record != CLAIMED {
             self.settle(telemetry, record);
         }
     }
 
     fn settle(&self, telemetry: &Telemetry, record: Record) {
-        let tx_bytes = self.kept_tx.swap(0, Ordering::SeqCst);
-        let rx_bytes = self.kept_rx.swap(0, Ordering::SeqCst);
+        // Relaxed: each byte is taken once; who may look is the caller's business.
+        let tx_bytes = self.kept_tx.swap(0, Ordering::Relaxed);
+        let rx_bytes = self.kept_rx.swap(0, Ordering::Relaxed);
         if tx_bytes | rx_bytes != 0 {
             match record {
                 // It has ended, or has no entry.
@@ -124,12 +127,14 @@ impl Told {
 
     /// Forgets it all: the connection ends. What had been told.
     pub fn take(&self) -> Record {
-        self.record.swap(0, Ordering::SeqCst)
+        // Relaxed: one word.
+        self.record.swap(0, Ordering::Relaxed)
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::net::SocketAddr;
     use std::thread;
 
     use super::*;
@@ -138,7 +143,8 @@ mod tests {
     use crate::telemetry::tests::Read;
 
     fn connection(telemetry: &Telemetry) -> Record {
-        let [local, remote] = ["127.77.0.1:1", "127.77.0.2:2"].map(|name| name.parse().unwrap());
+        let [local, remote] =
+            [1, 2].map(|host| SocketAddr::from(([127, 77, 0, host], u16::from(host))));
         telemetry.connection(Side::Connected, Road::San { mode: 0 }, local, remote)
     }
 
