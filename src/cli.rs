@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use nic_emu::device::Distribution;
 use nic_emu::server::Loopback;
 
 use crate::units;
@@ -285,6 +286,12 @@ pub(crate) struct LinkShow {
     pub(crate) json: bool,
 }
 
+/// A distribution by its name.
+fn distribution(text: &str) -> Result<Distribution, String> {
+    let names = || Distribution::NAMES.map(|(name, _)| name).join(", ");
+    Distribution::named(text).ok_or_else(|| format!("the distributions are {}", names()))
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct LinkSet {
     /// Two nodes, or a direction.
@@ -293,12 +300,24 @@ pub(crate) struct LinkSet {
     /// Time on the way.
     #[arg(long, value_name = "TIME", value_parser = units::time_ns)]
     pub(crate) latency: Option<u64>,
-    /// Largest extra time on the way, drawn evenly; order is kept.
+    /// Largest extra time on the way; order is kept.
     #[arg(long, value_name = "TIME", value_parser = units::time_ns)]
     pub(crate) jitter: Option<u64>,
-    /// Packets lost.
+    /// How often which extra time comes: uniform, normal or pareto.
+    #[arg(long, value_name = "NAME", value_parser = distribution)]
+    pub(crate) jitter_distribution: Option<Distribution>,
+    /// Packets lost; between bursts, where there are bursts.
     #[arg(long, value_name = "SHARE", value_parser = units::share_ppm)]
     pub(crate) loss: Option<u32>,
+    /// Packets that begin a burst of losses (Gilbert-Elliott); 0 is no bursts.
+    #[arg(long, value_name = "SHARE", value_parser = units::share_ppm)]
+    pub(crate) burst_enter: Option<u32>,
+    /// Packets that end it.
+    #[arg(long, value_name = "SHARE", value_parser = units::share_ppm)]
+    pub(crate) burst_leave: Option<u32>,
+    /// Packets lost in a burst.
+    #[arg(long, value_name = "SHARE", value_parser = units::share_ppm)]
+    pub(crate) burst_loss: Option<u32>,
     /// Packets held back so that later ones overtake them.
     #[arg(long, value_name = "SHARE", value_parser = units::share_ppm)]
     pub(crate) reorder: Option<u32>,

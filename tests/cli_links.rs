@@ -70,6 +70,26 @@ fn links_are_changed_one_value_at_a_time_and_shown() {
     for part in ["1ms", "0.1 %", "10 Mbit/s", "no limit", "20us"] {
         assert!(table.contains(part), "{table}");
     }
+    lab.succeed(&[
+        "link",
+        "set",
+        "a:b",
+        "--jitter-distribution",
+        "pareto",
+        "--burst-enter",
+        "0.2 %",
+        "--burst-leave",
+        "25 %",
+    ]);
+    let shown = lab.json(&["link", "show", "a:b", "--json"]);
+    let parameters = &shown["links"][0]["parameters"];
+    assert_eq!(parameters["jitter_distribution"], "pareto");
+    assert_eq!(parameters["burst_enter_ppm"], 2_000);
+    assert_eq!(parameters["loss_ppm"], 1_000);
+    let table = lab.succeed(&["link", "show", "a", "b"]);
+    for part in ["20us pareto", "0.1 %, bursts 0.2 %/25 %/100 %"] {
+        assert!(table.contains(part), "{table}");
+    }
     let one = lab.json(&["link", "show", "c:a", "--json"]);
     assert_eq!(one["links"].as_array().unwrap().len(), 1);
     assert_eq!(one["links"][0]["parameters"]["up"], true);
@@ -124,6 +144,14 @@ fn errors_name_the_thing_and_the_remedy() {
         (&["partition", "a"], "a:b"),
         (&["link", "set", "a", "b", "--latency", "5"], "25 us"),
         (&["link", "set", "a", "b", "--loss", "101%"], "0 to 100 %"),
+        (
+            &["link", "set", "a", "b", "--burst-leave", "5"],
+            "0 to 100 %",
+        ),
+        (
+            &["link", "set", "a", "b", "--jitter-distribution", "gauss"],
+            "uniform, normal, pareto",
+        ),
         (
             &["link", "set", "a", "b", "--bandwidth", "fast"],
             "10 Gbit/s",

@@ -4,7 +4,7 @@
 //! Invariants: both ends of a link are nodes of the file and differ, no pair stands twice, every value is one that the device takes; events
 //! are in the order of their times. Source: ours, docs/cluster.md. Leaves out: models that the device does not have (queues, MTU).
 
-use nic_emu::device::LinkChange;
+use nic_emu::device::{Distribution, LinkChange};
 use nic_emu::server::{EventSpec, LinkSpec, Trouble};
 use serde::{Deserialize, Serialize};
 
@@ -14,11 +14,15 @@ use super::tree::{Entry, Node, Value};
 use crate::units;
 
 /// Parameters that both `[[link]]` and `set` take.
-const PARAMETERS: [&str; 8] = [
+const PARAMETERS: [&str; 12] = [
     "bandwidth",
     "latency",
     "jitter",
+    "jitter_distribution",
     "loss",
+    "burst_enter",
+    "burst_leave",
+    "burst_loss",
     "reorder",
     "reorder_by",
     "duplicate",
@@ -198,7 +202,13 @@ fn shown(change: &LinkChange) -> Vec<(&'static str, String)> {
             .map(|bps| quoted(units::show_rate(bps))),
         time(change.latency_ns),
         time(change.jitter_ns),
+        change
+            .jitter_distribution
+            .map(|distribution| quoted(distribution.name().to_owned())),
         share(change.loss_ppm),
+        share(change.burst_enter_ppm),
+        share(change.burst_leave_ppm),
+        share(change.burst_loss_ppm),
         share(change.reorder_ppm),
         time(change.reorder_ns),
         share(change.duplicate_ppm),
@@ -325,10 +335,15 @@ fn read_parameter(entry: &Entry, path: &str, change: &mut LinkChange) -> Result<
         change.up = Some(boolean(entry, path)?);
         return Ok(());
     }
+    if entry.key == "jitter_distribution" {
+        let name = choice(entry, path, &Distribution::NAMES.map(|(name, _)| name))?;
+        change.jitter_distribution = Distribution::named(name);
+        return Ok(());
+    }
     let wanted = match entry.key.as_str() {
         "bandwidth" => "a rate, as \"10 Gbit/s\",",
-        "loss" | "reorder" | "duplicate" | "corrupt" => "a share, as \"0.1 %\",",
-        _ => "a time, as \"25 us\",",
+        "latency" | "jitter" | "reorder_by" => "a time, as \"25 us\",",
+        _ => "a share, as \"0.1 %\",",
     };
     let Value::Text(text) = &entry.node.value else {
         return wrong_kind(entry, path, wanted);
@@ -344,6 +359,9 @@ fn read_parameter(entry: &Entry, path: &str, change: &mut LinkChange) -> Result<
         "latency" => change.latency_ns = time()?,
         "jitter" => change.jitter_ns = time()?,
         "loss" => change.loss_ppm = share()?,
+        "burst_enter" => change.burst_enter_ppm = share()?,
+        "burst_leave" => change.burst_leave_ppm = share()?,
+        "burst_loss" => change.burst_loss_ppm = share()?,
         "reorder" => change.reorder_ppm = share()?,
         "reorder_by" => change.reorder_ns = time()?,
         "duplicate" => change.duplicate_ppm = share()?,

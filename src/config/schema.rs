@@ -166,8 +166,16 @@ struct Parameters {
     latency: Option<Time>,
     /// Largest extra time on the way.
     jitter: Option<Time>,
-    /// Packets lost.
+    /// How often which extra time comes.
+    jitter_distribution: Option<JitterDistribution>,
+    /// Packets lost; between bursts, where there are bursts.
     loss: Option<Share>,
+    /// Packets that begin a burst of losses (Gilbert-Elliott).
+    burst_enter: Option<Share>,
+    /// Packets that end it.
+    burst_leave: Option<Share>,
+    /// Packets lost in a burst.
+    burst_loss: Option<Share>,
     /// Packets held back, so that later ones overtake them.
     reorder: Option<Share>,
     /// Longest time that a packet is held back.
@@ -208,6 +216,16 @@ enum Ends {
     Both([String; 2]),
     /// One direction.
     One(#[schemars(regex(pattern = "->"))] String),
+}
+
+/// How often which extra time comes.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+#[expect(dead_code, reason = "its names are read by the derive alone")]
+enum JitterDistribution {
+    Uniform,
+    Normal,
+    Pareto,
 }
 
 #[derive(JsonSchema)]
@@ -426,7 +444,7 @@ mod tests {
             }
         }
         let value = json!({"node": [{"name": "a", "run": [{"command": ["x"]}], "ready": {"tcp": 1}}, {"name": "b"}],
-            "link": [{"a": "a", "b": "b", "bandwidth": "1.5 Mbit/s", "loss": "0", "b_to_a": {"up": false, "latency": "1 min 3 s"}}],
+            "link": [{"a": "a", "b": "b", "bandwidth": "1.5 Mbit/s", "loss": "0", "jitter_distribution": "pareto", "burst_enter": "0.1 %", "b_to_a": {"up": false, "latency": "1 min 3 s"}}],
             "event": [{"at": "0", "action": "heal"}, {"at": "1 s", "link": ["a", "b"], "action": "down"}, {"at": "1 s", "node": "a", "action": "kill"}]});
         assert_eq!(
             validator

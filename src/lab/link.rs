@@ -5,7 +5,7 @@
 
 use nic_emu::control::client;
 use nic_emu::control::{Links, SCHEMA};
-use nic_emu::device::{LinkChange, LinkParameters, LinkRow};
+use nic_emu::device::{Distribution, LinkChange, LinkParameters, LinkRow};
 use serde_json::json;
 
 use super::{answer, refused, running, socket};
@@ -154,8 +154,8 @@ fn render(links: &Links) -> String {
             row.to.clone(),
             if p.up { "up" } else { "down" }.into(),
             units::show_time(p.latency_ns),
-            units::show_time(p.jitter_ns),
-            units::show_share(p.loss_ppm),
+            jitter(&p),
+            loss(&p),
             reorder,
             units::show_share(p.duplicate_ppm),
             units::show_share(p.corrupt_ppm),
@@ -186,13 +186,36 @@ fn render(links: &Links) -> String {
     text
 }
 
+fn jitter(of: &LinkParameters) -> String {
+    let time = units::show_time(of.jitter_ns);
+    match of.jitter_distribution {
+        Distribution::Uniform => time,
+        other => format!("{time} {}", other.name()),
+    }
+}
+
+/// Losses; of bursts how often they begin, how long they last and what they take.
+fn loss(of: &LinkParameters) -> String {
+    let loss = units::show_share(of.loss_ppm);
+    if of.burst_enter_ppm == 0 {
+        return loss;
+    }
+    let [enter, leave, share] =
+        [of.burst_enter_ppm, of.burst_leave_ppm, of.burst_loss_ppm].map(units::show_share);
+    format!("{loss}, bursts {enter}/{leave}/{share}")
+}
+
 fn set(arguments: &cli::LinkSet) -> Result<(), Failure> {
     let ends = Ends::of(&arguments.ends)?;
     let mut change = LinkChange {
         up: None,
         latency_ns: arguments.latency,
         jitter_ns: arguments.jitter,
+        jitter_distribution: arguments.jitter_distribution,
         loss_ppm: arguments.loss,
+        burst_enter_ppm: arguments.burst_enter,
+        burst_leave_ppm: arguments.burst_leave,
+        burst_loss_ppm: arguments.burst_loss,
         reorder_ppm: arguments.reorder,
         reorder_ns: arguments.reorder_by,
         duplicate_ppm: arguments.duplicate,
@@ -201,32 +224,11 @@ fn set(arguments: &cli::LinkSet) -> Result<(), Failure> {
     };
     if change == LinkChange::default() && !arguments.perfect {
         return Err(Failure::usage(
-            "nothing to set; give --latency, --jitter, --loss, --reorder, --duplicate, --corrupt, --bandwidth or --perfect",
+            "nothing to set; give --latency, --jitter, --jitter-distribution, --loss, --burst-enter, --burst-leave, --burst-loss, --reorder, --duplicate, --corrupt, --bandwidth or --perfect",
         ));
     }
     if arguments.perfect {
-        let zero = LinkChange {
-            up: Some(true),
-            latency_ns: Some(0),
-            jitter_ns: Some(0),
-            loss_ppm: Some(0),
-            reorder_ppm: Some(0),
-            reorder_ns: Some(0),
-            duplicate_ppm: Some(0),
-            corrupt_ppm: Some(0),
-            bandwidth_bps: Some(0),
-        };
-        change = LinkChange {
-            up: zero.up,
-            latency_ns: change.latency_ns.or(zero.latency_ns),
-            jitter_ns: change.jitter_ns.or(zero.jitter_ns),
-            loss_ppm: change.loss_ppm.or(zero.loss_ppm),
-            reorder_ppm: change.reorder_ppm.or(zero.reorder_ppm),
-            reorder_ns: change.reorder_ns.or(zero.reorder_ns),
-            duplicate_ppm: change.duplicate_ppm.or(zero.duplicate_ppm),
-            corrupt_ppm: change.corrupt_ppm.or(zero.corrupt_ppm),
-            bandwidth_bps: change.bandwidth_bps.or(zero.bandwidth_bps),
-        };
+        change = change.or(LinkChange::all(LinkParameters::default()));
     }
     apply(arguments.cluster.as_deref(), &ends, change)?;
     done(arguments.json, &ends, "set")

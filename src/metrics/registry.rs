@@ -108,7 +108,7 @@ const LINK_COUNTERS: [Told<LinkCounters, u64>; 6] = [
 const NS: f64 = 1e-9;
 
 /// What a direction of a link is set to.
-const LINK_GAUGES: [Told<LinkParameters, f64>; 8] = [
+const LINK_GAUGES: [Told<LinkParameters, f64>; 11] = [
     ("up", "Whether anything arrives", |p| {
         f64::from(u8::from(p.up))
     }),
@@ -121,6 +121,21 @@ const LINK_GAUGES: [Told<LinkParameters, f64>; 8] = [
     ("loss_ratio", "Share of packets lost on purpose", |p| {
         f64::from(p.loss_ppm) / 1e6
     }),
+    (
+        "burst_enter_ratio",
+        "Share of packets that begin a burst of losses",
+        |p| f64::from(p.burst_enter_ppm) / 1e6,
+    ),
+    (
+        "burst_leave_ratio",
+        "Share of packets that end a burst of losses",
+        |p| f64::from(p.burst_leave_ppm) / 1e6,
+    ),
+    (
+        "burst_loss_ratio",
+        "Share of packets lost in a burst",
+        |p| f64::from(p.burst_loss_ppm) / 1e6,
+    ),
     (
         "reorder_ratio",
         "Share of packets held back on purpose",

@@ -222,6 +222,7 @@ pub(crate) fn describe(parameters: Option<&LinkParameters>) -> String {
     }
     for (ppm, name) in [
         (parameters.loss_ppm, "loss"),
+        (parameters.burst_enter_ppm, "bursts"),
         (parameters.reorder_ppm, "reorder"),
         (parameters.duplicate_ppm, "duplicate"),
         (parameters.corrupt_ppm, "corrupt"),

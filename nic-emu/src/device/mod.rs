@@ -81,7 +81,7 @@ pub use inspect::{
     Topic, UnknownTopic, WindowRow, WorkQueueRow,
 };
 pub(crate) use link::{Circumstances, Direction, LinkTable, Passage};
-pub use link::{LinkChange, LinkCounters, LinkParameters, LinkRow, LinkTrace};
+pub use link::{Distribution, LinkChange, LinkCounters, LinkParameters, LinkRow, LinkTrace};
 pub use node::NodeInfo;
 pub(crate) use packet::wire;
 pub use pause::{PauseOn, Stepped};

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nic_emu::control::{Note, Request, client};
-use nic_emu::device::{LinkChange, LinkParameters, Topic};
+use nic_emu::device::{Distribution, LinkChange, LinkParameters, Topic};
 use serde_json::{Map, Value as Json, json};
 
 use crate::harness::{Cluster, PATIENCE};
@@ -39,7 +39,11 @@ fn requests() -> Vec<Request> {
         up: Some(true),
         latency_ns: Some(0),
         jitter_ns: Some(0),
+        jitter_distribution: Some(Distribution::Uniform),
         loss_ppm: Some(0),
+        burst_enter_ppm: Some(0),
+        burst_leave_ppm: Some(0),
+        burst_loss_ppm: Some(0),
         reorder_ppm: Some(0),
         reorder_ns: Some(0),
         duplicate_ppm: Some(0),
@@ -226,9 +230,13 @@ fn rows(request: &str, key: &str) -> Option<Vec<(&'static str, Answer)>> {
         ("link_change.change", "latency_ns" | "jitter_ns" | "reorder_ns" | "bandwidth_bps") => {
             &[BAD_NUMBER]
         }
-        ("link_change.change", "loss_ppm" | "reorder_ppm" | "duplicate_ppm" | "corrupt_ppm") => {
-            &[BAD_NUMBER, BAD_U32, PPM]
-        }
+        ("link_change.change", key) if key.ends_with("_ppm") => &[BAD_NUMBER, BAD_U32, PPM],
+        ("link_change.change", "jitter_distribution") => &[&[
+            ("7", Refused),
+            ("\"gaussian\"", Refused),
+            ("\"\"", Refused),
+            ("\"pareto\"", Done),
+        ]],
         ("fault_add", "at" | "action" | "node" | "opcode" | "call" | "status" | "code") => {
             &[BAD_STRING]
         }
@@ -270,9 +278,13 @@ fn rows(request: &str, key: &str) -> Option<Vec<(&'static str, Answer)>> {
         ("link.parameters", "latency_ns" | "jitter_ns" | "reorder_ns" | "bandwidth_bps") => {
             &[NO_U64]
         }
-        ("link.parameters", "loss_ppm" | "reorder_ppm" | "duplicate_ppm" | "corrupt_ppm") => {
-            &[NO_U64, NO_U32, PPM]
-        }
+        ("link.parameters", key) if key.ends_with("_ppm") => &[NO_U64, NO_U32, PPM],
+        ("link.parameters", "jitter_distribution") => &[&[
+            ("null", NoRequest),
+            ("7", NoRequest),
+            ("\"gaussian\"", NoRequest),
+            ("\"normal\"", Done),
+        ]],
         ("inspect", "topics") => &[&[
             ("null", NoRequest),
             ("\"qps\"", NoRequest),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::random::MILLION;
-use super::{LinkCounters, LinkParameters};
+use super::{Distribution, LinkCounters, LinkParameters};
 use crate::device::fields::{FieldError, Fields};
 use crate::device::{Device, DeviceError};
 
@@ -31,7 +31,19 @@ pub struct LinkChange {
     pub jitter_ns: Option<u64>,
     /// See there.
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub jitter_distribution: Option<Distribution>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_ppm: Option<u32>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst_enter_ppm: Option<u32>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst_leave_ppm: Option<u32>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst_loss_ppm: Option<u32>,
     /// See there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reorder_ppm: Option<u32>,
@@ -50,11 +62,15 @@ pub struct LinkChange {
 }
 
 /// Parameters in the order of the page.
-const FIELDS: [&str; 9] = [
+const FIELDS: [&str; 13] = [
     "up",
     "latency_ns",
     "jitter_ns",
+    "jitter_distribution",
     "loss_ppm",
+    "burst_enter_ppm",
+    "burst_leave_ppm",
+    "burst_loss_ppm",
     "reorder_ppm",
     "reorder_ns",
     "duplicate_ppm",
@@ -70,13 +86,52 @@ impl LinkChange {
             up: fields.flag("up")?,
             latency_ns: fields.number("latency_ns")?,
             jitter_ns: fields.number("jitter_ns")?,
+            jitter_distribution: Distribution::from_field(&fields, "jitter_distribution")?,
             loss_ppm: fields.small("loss_ppm", MILLION)?,
+            burst_enter_ppm: fields.small("burst_enter_ppm", MILLION)?,
+            burst_leave_ppm: fields.small("burst_leave_ppm", MILLION)?,
+            burst_loss_ppm: fields.small("burst_loss_ppm", MILLION)?,
             reorder_ppm: fields.small("reorder_ppm", MILLION)?,
             reorder_ns: fields.number("reorder_ns")?,
             duplicate_ppm: fields.small("duplicate_ppm", MILLION)?,
             corrupt_ppm: fields.small("corrupt_ppm", MILLION)?,
             bandwidth_bps: fields.number("bandwidth_bps")?,
         })
+    }
+
+    /// The change that leaves nothing as it was.
+    #[must_use]
+    pub fn all(of: LinkParameters) -> Self {
+        let LinkParameters {
+            up,
+            latency_ns,
+            jitter_ns,
+            jitter_distribution,
+            loss_ppm,
+            burst_enter_ppm,
+            burst_leave_ppm,
+            burst_loss_ppm,
+            reorder_ppm,
+            reorder_ns,
+            duplicate_ppm,
+            corrupt_ppm,
+            bandwidth_bps,
+        } = of;
+        Self {
+            up: Some(up),
+            latency_ns: Some(latency_ns),
+            jitter_ns: Some(jitter_ns),
+            jitter_distribution: Some(jitter_distribution),
+            loss_ppm: Some(loss_ppm),
+            burst_enter_ppm: Some(burst_enter_ppm),
+            burst_leave_ppm: Some(burst_leave_ppm),
+            burst_loss_ppm: Some(burst_loss_ppm),
+            reorder_ppm: Some(reorder_ppm),
+            reorder_ns: Some(reorder_ns),
+            duplicate_ppm: Some(duplicate_ppm),
+            corrupt_ppm: Some(corrupt_ppm),
+            bandwidth_bps: Some(bandwidth_bps),
+        }
     }
 
     /// This change, and where it says nothing the other one.
@@ -86,7 +141,11 @@ impl LinkChange {
             up: self.up.or(other.up),
             latency_ns: self.latency_ns.or(other.latency_ns),
             jitter_ns: self.jitter_ns.or(other.jitter_ns),
+            jitter_distribution: self.jitter_distribution.or(other.jitter_distribution),
             loss_ppm: self.loss_ppm.or(other.loss_ppm),
+            burst_enter_ppm: self.burst_enter_ppm.or(other.burst_enter_ppm),
+            burst_leave_ppm: self.burst_leave_ppm.or(other.burst_leave_ppm),
+            burst_loss_ppm: self.burst_loss_ppm.or(other.burst_loss_ppm),
             reorder_ppm: self.reorder_ppm.or(other.reorder_ppm),
             reorder_ns: self.reorder_ns.or(other.reorder_ns),
             duplicate_ppm: self.duplicate_ppm.or(other.duplicate_ppm),
@@ -100,7 +159,11 @@ impl LinkChange {
             up: self.up.unwrap_or(to.up),
             latency_ns: self.latency_ns.unwrap_or(to.latency_ns),
             jitter_ns: self.jitter_ns.unwrap_or(to.jitter_ns),
+            jitter_distribution: self.jitter_distribution.unwrap_or(to.jitter_distribution),
             loss_ppm: self.loss_ppm.unwrap_or(to.loss_ppm),
+            burst_enter_ppm: self.burst_enter_ppm.unwrap_or(to.burst_enter_ppm),
+            burst_leave_ppm: self.burst_leave_ppm.unwrap_or(to.burst_leave_ppm),
+            burst_loss_ppm: self.burst_loss_ppm.unwrap_or(to.burst_loss_ppm),
             reorder_ppm: self.reorder_ppm.unwrap_or(to.reorder_ppm),
             reorder_ns: self.reorder_ns.unwrap_or(to.reorder_ns),
             duplicate_ppm: self.duplicate_ppm.unwrap_or(to.duplicate_ppm),

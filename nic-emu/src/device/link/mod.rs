@@ -19,10 +19,12 @@ use super::{Device, DeviceError};
 use crate::capture::record;
 
 mod change;
+mod distribution;
 mod model;
 mod random;
 
 pub use change::{LinkChange, LinkRow};
+pub use distribution::Distribution;
 
 pub(crate) use model::{Circumstances, Direction, LinkTable, Passage};
 use random::MILLION;
@@ -36,10 +38,18 @@ pub struct LinkParameters {
     pub up: bool,
     /// Time on the way.
     pub latency_ns: u64,
-    /// Largest extra time on the way, drawn evenly; order is kept.
+    /// Largest extra time on the way; order is kept.
     pub jitter_ns: u64,
-    /// Packets lost, in parts per million.
+    /// How often which extra time comes.
+    pub jitter_distribution: Distribution,
+    /// Packets lost, in parts per million; between bursts, where there are bursts.
     pub loss_ppm: u32,
+    /// Packets that begin a burst of losses, in parts per million: the way into the bad state of the Gilbert-Elliott model. 0 is no bursts.
+    pub burst_enter_ppm: u32,
+    /// Packets that end it, in parts per million; a burst has one million divided by this many packets on average.
+    pub burst_leave_ppm: u32,
+    /// Packets lost in a burst, in parts per million.
+    pub burst_loss_ppm: u32,
     /// Packets held back so that later ones overtake them, in parts per million.
     pub reorder_ppm: u32,
     /// Longest time a packet is held back.
@@ -58,7 +68,11 @@ impl Default for LinkParameters {
             up: true,
             latency_ns: 0,
             jitter_ns: 0,
+            jitter_distribution: Distribution::Uniform,
             loss_ppm: 0,
+            burst_enter_ppm: 0,
+            burst_leave_ppm: MILLION,
+            burst_loss_ppm: MILLION,
             reorder_ppm: 0,
             reorder_ns: 0,
             duplicate_ppm: 0,
@@ -72,7 +86,15 @@ impl LinkParameters {
     /// Whether connections over the direction need packet mode.
     #[must_use]
     pub fn is_impaired(&self) -> bool {
-        *self != Self::default()
+        let perfect = Self::default();
+        // What means nothing by itself.
+        let inert = Self {
+            jitter_distribution: self.jitter_distribution,
+            burst_leave_ppm: self.burst_leave_ppm,
+            burst_loss_ppm: self.burst_loss_ppm,
+            ..perfect
+        };
+        *self != inert
     }
 }
 
@@ -217,6 +239,9 @@ impl Device {
         }
         for ppm in [
             parameters.loss_ppm,
+            parameters.burst_enter_ppm,
+            parameters.burst_leave_ppm,
+            parameters.burst_loss_ppm,
             parameters.reorder_ppm,
             parameters.duplicate_ppm,
             parameters.corrupt_ppm,

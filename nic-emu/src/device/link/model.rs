@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ring_proto::ids::NodeId;
 
 use super::random::Random;
-use super::{LinkCounters, LinkParameters};
+use super::{Distribution, LinkCounters, LinkParameters};
 use crate::capture::record;
 use crate::device::fault::Fate;
 
@@ -22,6 +22,10 @@ pub(crate) struct Model {
     pub(crate) parameters: LinkParameters,
     pub(crate) counters: LinkCounters,
     random: Random,
+    /// Of bursts and of jitter that is not even: they do not shift what the other parameters draw.
+    more_random: Random,
+    /// A burst of losses is under way.
+    is_in_burst: bool,
     /// When the wire is free again.
     busy_until_ns: u64,
     /// Arrival of the latest packet that was not held back.
@@ -90,6 +94,8 @@ impl Model {
             parameters: LinkParameters::default(),
             counters: LinkCounters::default(),
             random: generator(seed, from, to),
+            more_random: generator(!seed, from, to),
+            is_in_burst: false,
             busy_until_ns: 0,
             latest_ns: 0,
             is_port_down: false,
@@ -112,11 +118,11 @@ impl Model {
         let parameters = self.parameters;
         self.counters.sent += 1;
         // The same draws for every packet, whatever becomes of it.
-        let is_lost = self.random.hits(parameters.loss_ppm) | fate.is_lost;
+        let is_lost = self.loses() | fate.is_lost;
         let is_held = self.random.hits(parameters.reorder_ppm);
         let is_doubled = self.random.hits(parameters.duplicate_ppm) | fate.is_doubled;
         let is_corrupt = self.random.hits(parameters.corrupt_ppm) | fate.is_corrupt;
-        let jitter_ns = self.random.up_to(parameters.jitter_ns);
+        let jitter_ns = self.extra_ns();
         let held_ns = self.random.up_to(parameters.reorder_ns);
         let flip = self.random.next();
         let start_ns = self.busy_until_ns.max(now_ns);
@@ -159,14 +165,46 @@ impl Model {
         }
     }
 
+    /// Whether the next packet is lost: one draw, and two more where losses come in bursts.
+    fn loses(&mut self) -> bool {
+        let parameters = self.parameters;
+        let is_lost = self.random.hits(parameters.loss_ppm);
+        if parameters.burst_enter_ppm == 0 {
+            self.is_in_burst = false;
+            return is_lost;
+        }
+        let turn_ppm = if self.is_in_burst {
+            parameters.burst_leave_ppm
+        } else {
+            parameters.burst_enter_ppm
+        };
+        self.is_in_burst ^= self.more_random.hits(turn_ppm);
+        let is_lost_in_burst = self.more_random.hits(parameters.burst_loss_ppm);
+        if self.is_in_burst {
+            is_lost_in_burst
+        } else {
+            is_lost
+        }
+    }
+
+    /// Extra time of the next packet.
+    fn extra_ns(&mut self) -> u64 {
+        let most = self.parameters.jitter_ns;
+        let even = self.random.up_to(most);
+        match self.parameters.jitter_distribution {
+            Distribution::Uniform => even,
+            other => other.draw(&mut self.more_random, most),
+        }
+    }
+
     /// Puts a message of the connection manager on the direction; when it arrives, or `None` when it is lost.
     pub(crate) fn admit_notice(&mut self, now_ns: u64) -> Option<u64> {
         let parameters = self.parameters;
         self.counters.sent += 1;
-        let is_lost = self.random.hits(parameters.loss_ppm);
+        let is_lost = self.loses();
         // Found by its check.
         let is_corrupt = self.random.hits(parameters.corrupt_ppm);
-        let jitter_ns = self.random.up_to(parameters.jitter_ns);
+        let jitter_ns = self.extra_ns();
         if is_lost || is_corrupt || self.is_cut() {
             self.counters.lost += 1;
             return None;
@@ -255,7 +293,120 @@ impl LinkTable {
         let mut table = self.lock();
         table.seed = seed;
         for (&(from, to), direction) in &table.all {
-            direction.lock().random = generator(seed, from, to);
+            let mut model = direction.lock();
+            model.random = generator(seed, from, to);
+            model.more_random = generator(!seed, from, to);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::random::MILLION;
+    use super::*;
+
+    /// What 200,000 packets a microsecond apart meet: losses, and extra times in ns.
+    fn passages(parameters: LinkParameters) -> (Vec<bool>, Vec<u64>) {
+        let mut model = Model::new(5, NodeId(1), NodeId(2));
+        model.parameters = parameters;
+        let (mut lost, mut extra) = (Vec::new(), Vec::new());
+        for packet in 0..200_000_u64 {
+            let now_ns = packet * 1_000;
+            match model.admit(now_ns, 64, Circumstances::default()) {
+                Passage::Lost { .. } => lost.push(true),
+                Passage::Arrives { at_ns, .. } => {
+                    lost.push(false);
+                    extra.push(at_ns - now_ns);
+                }
+            }
+        }
+        (lost, extra)
+    }
+
+    #[test]
+    fn losses_come_in_bursts_of_the_length_and_share_that_were_asked_for() {
+        let (lost, _) = passages(LinkParameters {
+            burst_enter_ppm: 5_000,
+            burst_leave_ppm: 100_000,
+            ..LinkParameters::default()
+        });
+        // 0.005 / (0.005 + 0.1) of the packets, ten at a time.
+        let losses = lost.iter().filter(|&&lost| lost).count();
+        assert!((8_600..10_400).contains(&losses), "{losses}");
+        let bursts = lost.windows(2).filter(|pair| !pair[0] && pair[1]).count();
+        assert!((850..1_050).contains(&bursts), "{bursts}");
+    }
+
+    #[test]
+    fn a_burst_takes_its_own_share_and_the_rest_the_other() {
+        let (lost, _) = passages(LinkParameters {
+            loss_ppm: 100_000,
+            burst_enter_ppm: MILLION,
+            burst_leave_ppm: 0,
+            burst_loss_ppm: 500_000,
+            ..LinkParameters::default()
+        });
+        let losses = lost.iter().filter(|&&lost| lost).count();
+        assert!((98_500..101_500).contains(&losses), "{losses}");
+    }
+
+    #[test]
+    fn bursts_and_jitter_do_not_shift_what_else_is_drawn() {
+        let with = LinkParameters {
+            loss_ppm: 30_000,
+            ..LinkParameters::default()
+        };
+        let (alone, _) = passages(with);
+        let (beside, _) = passages(LinkParameters {
+            jitter_ns: 500,
+            jitter_distribution: Distribution::Normal,
+            ..with
+        });
+        assert_eq!(alone, beside);
+        let bursty = LinkParameters {
+            burst_enter_ppm: 100,
+            ..with
+        };
+        let (lost, _) = passages(bursty);
+        let kept = alone.iter().zip(&lost).filter(|(a, b)| a == b).count();
+        assert!(kept > 199_900, "{kept}");
+        assert_eq!(passages(bursty).0, lost, "the same seed");
+    }
+
+    #[test]
+    fn jitter_has_the_shape_that_was_asked_for() {
+        for (distribution, mean) in [
+            (Distribution::Uniform, 248..252),
+            (Distribution::Normal, 248..252),
+            (Distribution::Pareto, 24..27),
+        ] {
+            let (_, extra) = passages(LinkParameters {
+                jitter_ns: 500,
+                jitter_distribution: distribution,
+                ..LinkParameters::default()
+            });
+            let found = extra.iter().sum::<u64>() / extra.len() as u64;
+            assert!(mean.contains(&found), "{distribution:?}: {found}");
+            assert!(extra.iter().all(|&time| time <= 500));
+        }
+    }
+
+    #[test]
+    fn what_means_nothing_by_itself_leaves_a_link_perfect() {
+        let inert = LinkParameters {
+            jitter_distribution: Distribution::Pareto,
+            burst_leave_ppm: 5,
+            burst_loss_ppm: 5,
+            ..LinkParameters::default()
+        };
+        assert!(!inert.is_impaired());
+        let burst_enter_ppm = 1;
+        assert!(
+            LinkParameters {
+                burst_enter_ppm,
+                ..inert
+            }
+            .is_impaired()
+        );
     }
 }
