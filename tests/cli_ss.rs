@@ -2,6 +2,9 @@
 
 mod harness;
 
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
 use harness::{Cluster, Lab, Peer, Road, programs, wait_until};
 use serde_json::Value;
 
@@ -91,4 +94,33 @@ fn filters_titles_and_processes_are_as_asked_for() {
     assert_eq!(bare.lines().count(), 2, "{bare}");
     let error = lab.fail(2, &["ss", "--road", "air"]);
     assert!(error.contains("air"), "{error}");
+}
+
+/// By a link to it, and a script by itself, as ps(1) and ss(8) show them; not by the file of the link or the interpreter.
+#[test]
+fn programs_are_named_as_they_were_started() {
+    let Some([python]) = programs::find(["python3"]) else {
+        return;
+    };
+    let lab = Lab::new("programs_are_named_as_they_were_started");
+    let cluster = lab.up_on(Road::San);
+    let link = lab.directory().join("our-server-by-a-longer-name");
+    symlink(&python, &link).unwrap();
+    let script = lab.directory().join("ask.py");
+    let text = format!(
+        "#!{} -u\n{}",
+        python.display(),
+        include_str!("harness/peer.py")
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+
+    let mut server = Peer::start(&lab, "server", cluster.run("a", [&link]));
+    server.expect("listen l 0.0.0.0 7000", "listening 0.0.0.0 7000");
+    cluster.wait_listening("a", 7000);
+    let mut client = Peer::lead(&lab, "client", cluster.run("b", [&script]));
+    client.ask(&format!("connect c {} 7000", cluster.address("a")));
+    server.ask("accept s l");
+    assert_eq!(row(&lab, "a")["program"], "our-server-by-a-longer-name");
+    assert_eq!(row(&lab, "b")["program"], "ask.py");
 }

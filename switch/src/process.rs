@@ -289,10 +289,21 @@ fn is_channel(fd: RawFd) -> bool {
         && sys::int_option(fd, libc::SOL_SOCKET, libc::SO_TYPE) == Ok(libc::SOCK_SEQPACKET)
 }
 
-/// Name of the program's file.
+/// Name of the program as it was started: that of a link to it, of a script and not of its interpreter. What ps(1) and ss(8) show, whole.
 pub fn program_name(room: &mut [u8; 64]) -> &[u8] {
-    let len = sys::executable(room);
-    let path = &room[..len];
+    let mut path = [0; 512];
+    let mut name = file_name(sys::executed_as());
+    if name.iter().all(u8::is_ascii_digit) {
+        // Executed by its descriptor (fexecve): the kernel says `/dev/fd/3`.
+        let len = sys::executable(&mut path);
+        name = file_name(&path[..len]);
+    }
+    let len = name.len().min(room.len());
+    room[..len].copy_from_slice(&name[..len]);
+    &room[..len]
+}
+
+fn file_name(path: &[u8]) -> &[u8] {
     let start = path.iter().rposition(|&b| b == b'/').map_or(0, |n| n + 1);
     &path[start..]
 }
@@ -302,6 +313,16 @@ mod tests {
     use zerocopy::FromBytes;
 
     use super::*;
+
+    #[test]
+    fn a_program_is_named_as_it_was_started() {
+        assert_eq!(file_name(b"/usr/bin/redis-server"), b"redis-server");
+        assert_eq!(file_name(b"x.py"), b"x.py");
+        assert_eq!(file_name(b""), b"");
+        let mut room = [0; 64];
+        let name = program_name(&mut room);
+        assert!(name.starts_with(b"switch-"), "{}", name.escape_ascii());
+    }
 
     fn receive(socket: RawFd) -> Option<(Message, Option<RawFd>)> {
         let mut bytes = [0_u8; 32];

@@ -1,6 +1,7 @@
 //! The calling process and its threads.
 
 use core::ptr;
+use core::ptr::with_exposed_provenance;
 
 use super::{int, syscall, to_int};
 
@@ -64,6 +65,19 @@ pub fn can_dispatch() -> bool {
 pub fn yield_now() {
     // SAFETY: takes no argument and cannot fail.
     unsafe { syscall(libc::SYS_sched_yield, [0; 6]) }.ok();
+}
+
+/// What the program was executed by, as it was given to `execve`; for a script the script.
+#[must_use]
+pub fn executed_as() -> &'static [u8] {
+    // SAFETY: no conditions.
+    let name = unsafe { libc::getauxval(libc::AT_EXECFN) };
+    let name = with_exposed_provenance::<core::ffi::c_char>(name as usize);
+    if name.is_null() {
+        return &[];
+    }
+    // SAFETY: a string that the kernel put at the end of the first stack; it lies there as long as the process lives.
+    unsafe { core::ffi::CStr::from_ptr(name) }.to_bytes()
 }
 
 /// Writes the path of the program's file to `path`, cut to its length, and returns the bytes written.
