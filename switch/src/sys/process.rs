@@ -72,7 +72,7 @@ pub fn yield_now() {
 pub fn executed_as() -> &'static [u8] {
     // SAFETY: no conditions.
     let name = unsafe { libc::getauxval(libc::AT_EXECFN) };
-    let name = with_exposed_provenance::<core::ffi::c_char>(name as usize);
+    let name = with_exposed_provenance::<core::ffi::c_char>(usize::try_from(name).unwrap_or(0));
     if name.is_null() {
         return &[];
     }
