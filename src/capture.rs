@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use nic_emu::capture::{Filter, Frames, Pcapng, Port};
+use nic_emu::capture::{Counts, Filter, Frames, Medium, Pcapng, Port};
 use nic_emu::control::{CaptureReply, NodeEntry, client};
 
 use crate::cli;
@@ -49,11 +49,18 @@ pub(crate) fn capture(arguments: &cli::Capture) -> Result<(), Failure> {
     let output = Output::open(&arguments.output)?;
     let stop = StopSignals::catch()?;
     let socket = paths::control_socket(&cluster.directory);
-    let (reply, reader, lifeline) =
-        client::capture(&socket, &arguments.nodes, arguments.snaplen, arguments.ring)
-            .map_err(anyhow::Error::from)?;
+    let client::Captured {
+        reply,
+        san,
+        ethernet,
+        lifeline,
+    } = client::capture(&socket, &arguments.nodes, arguments.snaplen, arguments.ring)
+        .map_err(anyhow::Error::from)?;
     let run = Run {
-        frames: Frames::new(reader, &nodes),
+        frames: match ethernet {
+            Some(ethernet) => Frames::with_ethernet(san, ethernet, &nodes, reply.now_ns),
+            None => Frames::new(san, &nodes),
+        },
         filter,
         limit: arguments.count.unwrap_or(u64::MAX),
         reply,
@@ -134,8 +141,8 @@ impl Run {
         let cluster = self.reply.cluster.clone();
         let started_ns = self.wall_ns(self.reply.now_ns);
         let written = |error| failed(&name, &error);
-        let mut file =
-            Pcapng::begin(to, &cluster, &captured, snaplen, started_ns).map_err(written)?;
+        let mut file = Pcapng::begin(to, &cluster, &captured, self.media(), snaplen, started_ns)
+            .map_err(written)?;
         file.flush().map_err(written)?;
         diagnostic(format_args!(
             "capturing {} of cluster {cluster} into {name}; Ctrl-C ends it",
@@ -144,7 +151,7 @@ impl Run {
         let end = self.pump(&mut file, &name, stop, lifeline)?;
         let ended_ns = started_ns.max(self.latest_ns());
         let frames = &self.frames;
-        file.finish(ended_ns, |node| frames.counts(node))
+        file.finish(ended_ns, |medium, node| frames.counts(medium, node))
             .map_err(written)?;
         self.sum_up();
         match end {
@@ -170,6 +177,9 @@ impl Run {
         let mut shown = Instant::now();
         loop {
             let mut taken = 0u64;
+            if lifeline.is_none() {
+                self.frames.end();
+            }
             while self.written < self.limit
                 && let Some(frame) = self.frames.next_frame().map_err(anyhow::Error::from)?
             {
@@ -186,6 +196,7 @@ impl Run {
                 {
                     // The engine stops, and what is in the ring still comes.
                     lifeline = None;
+                    self.frames.end();
                 }
             }
             if self.written >= self.limit {
@@ -227,9 +238,23 @@ impl Run {
         u64::try_from(now.unwrap_or_default().as_nanos()).unwrap_or(0)
     }
 
+    /// What carries the frames of this capture.
+    fn media(&self) -> &'static [Medium] {
+        let count = if self.reply.ethernet { 2 } else { 1 };
+        &Medium::ALL[..count]
+    }
+
+    /// Of each interface.
+    fn counts(&self) -> impl Iterator<Item = Counts> {
+        let each = move |&node| {
+            let of = move |&medium: &Medium| self.frames.counts(medium, node);
+            self.media().iter().map(of)
+        };
+        self.reply.ports.iter().flat_map(each)
+    }
+
     fn dropped(&self) -> u64 {
-        let ports = self.reply.ports.iter();
-        ports.map(|&node| self.frames.counts(node).dropped).sum()
+        self.counts().map(|counts| counts.dropped).sum()
     }
 
     fn progress(&self) {
@@ -243,13 +268,8 @@ impl Run {
 
     fn sum_up(&self) {
         let seen: u64 = self
-            .reply
-            .ports
-            .iter()
-            .map(|&node| {
-                let counts = self.frames.counts(node);
-                counts.captured + counts.dropped
-            })
+            .counts()
+            .map(|counts| counts.captured + counts.dropped)
             .sum();
         let (written, dropped) = (self.written, self.dropped());
         let skipped = match self.frames.skipped() {

@@ -16,11 +16,12 @@ use crate::units;
   sanlab capture a -o - | tshark -r -                     or wireshark -k -i -
   sanlab capture a b -o x.pcapng --filter 'kind=cm,response fate!=lost'
 
-Frames are RoCEv2 with what the link did to each in its comment; connections
-of a captured node go by packets meanwhile, on perfect links too. Filters have
+Frames are RoCEv2 with what the link did to each in its comment, and in
+namespace mode those of the nodes' eth0 too; connections of a captured node
+go by packets meanwhile, on perfect links too. Filters have
 terms KEY=VALUE[,VALUE] and KEY!=VALUE, all of which must hold: from, to and
-peer (nodes), dir (in, out), kind (cm, request, response), operation (SEND,
-RDMA_WRITE, ACK, REQ, ...), qpn, fate (lost, cut, held, doubled, damaged).")]
+peer (nodes), dir (in, out), kind (cm, request, response, ethernet), operation
+(SEND, RDMA_WRITE, ACK, REQ, ..., TCP, ARP), qpn, fate (lost, cut, held, doubled, damaged).")]
 pub(crate) struct Capture {
     /// Nodes whose ports are captured [default: all].
     #[arg(value_name = "NODE")]

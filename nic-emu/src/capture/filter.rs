@@ -10,7 +10,8 @@
 use ring_proto::status::Opcode;
 
 use super::error::CaptureError;
-use super::session::{ATOMIC_RESPONSE, CM_NAMES, FATES, Frame, Port, RESPONSES};
+use super::record::EVERYBODY;
+use super::session::{ATOMIC_RESPONSE, CM_NAMES, FATES, Frame, Medium, PROTOCOLS, Port, RESPONSES};
 
 /// A filter; the default keeps everything.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -42,12 +43,14 @@ enum Kind {
     Cm,
     Request,
     Response,
+    Ethernet,
 }
 
-const KINDS: [(&str, Kind); 3] = [
+const KINDS: [(&str, Kind); 4] = [
     ("cm", Kind::Cm),
     ("request", Kind::Request),
     ("response", Kind::Response),
+    ("ethernet", Kind::Ethernet),
 ];
 
 const KEYS: &str = "from, to, peer, dir, kind, operation, qpn, fate";
@@ -80,10 +83,11 @@ impl Value {
         let (from, to) = frame.ends;
         match *self {
             Self::From(node) => node == from,
-            Self::To(node) => node == to,
-            Self::Peer(node) => node == if frame.port == from { to } else { from },
+            Self::To(node) => is_at(to, from, node),
+            Self::Peer(node) if frame.port == from => is_at(to, from, node),
+            Self::Peer(node) => node == from,
             Self::Inbound(is_inbound) => is_inbound == frame.is_inbound,
-            Self::Kind(kind) => kind == kind_of(frame.operation),
+            Self::Kind(kind) => kind == kind_of(frame),
             Self::Operation(name) => name == frame.operation,
             Self::Qpn(qpn) => qpn == frame.qpns.0 || qpn == frame.qpns.1,
             Self::Fate(bit) => frame.fate & bit != 0,
@@ -91,9 +95,17 @@ impl Value {
     }
 }
 
-fn kind_of(operation: &str) -> Kind {
+/// Whether a frame goes to this node.
+fn is_at(to: u16, from: u16, node: u16) -> bool {
+    to == node || to == EVERYBODY && node != from
+}
+
+fn kind_of(frame: &Frame) -> Kind {
+    let operation = frame.operation;
     let is_response = RESPONSES.iter().any(|(name, _)| *name == operation);
-    if CM_NAMES.contains(&operation) {
+    if frame.medium == Medium::Ethernet {
+        Kind::Ethernet
+    } else if CM_NAMES.contains(&operation) {
         Kind::Cm
     } else if is_response || operation == ATOMIC_RESPONSE {
         Kind::Response
@@ -149,7 +161,8 @@ fn one(key: &str, value: &str, nodes: &[Port]) -> Result<Value, String> {
             let all = requests
                 .chain(responses)
                 .chain([ATOMIC_RESPONSE])
-                .chain(CM_NAMES);
+                .chain(CM_NAMES)
+                .chain(PROTOCOLS);
             Value::Operation(among(all.collect())?)
         }
         "qpn" => {
@@ -183,6 +196,7 @@ mod tests {
     fn terms_choose_what_they_name() {
         let frame = Frame {
             at_ns: 0,
+            medium: Medium::San,
             port: 0,
             is_inbound: true,
             ends: (1, 0),
@@ -207,6 +221,25 @@ mod tests {
         ] {
             let filter = Filter::parse(text, &nodes()).unwrap();
             assert_eq!(filter.keeps(&frame), keeps, "{text}");
+        }
+        let broadcast = Frame {
+            medium: Medium::Ethernet,
+            is_inbound: false,
+            ends: (0, EVERYBODY),
+            operation: "ARP",
+            ..frame
+        };
+        for (text, keeps) in [
+            ("kind=ethernet operation=ARP", true),
+            ("kind=request", false),
+            ("to=b peer=b", true),
+            ("to=a", false),
+            ("peer=a", false),
+            ("from=a", true),
+            ("operation=TCP,UDP", false),
+        ] {
+            let filter = Filter::parse(text, &nodes()).unwrap();
+            assert_eq!(filter.keeps(&broadcast), keeps, "{text}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Writing pcapng: a section, an interface for each node, a block for each packet, statistics at the end.
+//! Writing pcapng: a section, an interface for each node and medium, a block for each packet, statistics at the end.
 //!
 //! Place: `sanlab capture` writes the frames of [`super::session`] with it. Invariants: every block is written whole, in one call, so a
 //! reader of a pipe never meets a torn one; times have nanoseconds. Source: pcapng draft (draft-ietf-opsawg-pcapng): SHB, IDB, EPB, ISB.
@@ -7,7 +7,7 @@
 use std::io::{self, Write};
 
 use super::ring::Counts;
-use super::session::{Frame, Port};
+use super::session::{Frame, Medium, Port};
 
 const SECTION: u32 = 0x0a0d_0d0a;
 const INTERFACE: u32 = 1;
@@ -33,14 +33,14 @@ const ISB_USRDELIV: u16 = 8;
 #[derive(Debug)]
 pub struct Pcapng<W> {
     to: W,
-    /// Nodes with an interface, in the order of their blocks, and the frames written for each.
-    interfaces: Vec<(u16, u64)>,
+    /// In the order of their blocks, with the frames written for each.
+    interfaces: Vec<((u16, Medium), u64)>,
     snaplen: u32,
     started_ns: u64,
 }
 
 impl<W: Write> Pcapng<W> {
-    /// Begins a file: `ports` are the nodes that are captured, each with its number.
+    /// Begins a file: `ports` are the nodes that are captured, each with its number and what carries its frames.
     ///
     /// # Errors
     /// What `to` says.
@@ -48,12 +48,20 @@ impl<W: Write> Pcapng<W> {
         to: W,
         cluster: &str,
         ports: &[(u16, &Port)],
+        media: &[Medium],
         snaplen: u32,
         started_ns: u64,
     ) -> io::Result<Self> {
+        let mut each = Vec::new();
+        for &(node, port) in ports {
+            each.extend(media.iter().map(|&medium| (node, port, medium)));
+        }
         let mut file = Self {
             to,
-            interfaces: ports.iter().map(|&(node, _)| (node, 0)).collect(),
+            interfaces: each
+                .iter()
+                .map(|&(node, _, medium)| ((node, medium), 0))
+                .collect(),
             snaplen,
             started_ns,
         };
@@ -69,17 +77,21 @@ impl<W: Write> Pcapng<W> {
             concat!("sanlab ", env!("CARGO_PKG_VERSION")).as_bytes(),
         );
         section.write(&mut file.to)?;
-        for (_, port) in ports {
+        for (_, port, medium) in each {
             let mut interface = Block::new(INTERFACE);
             interface.u32(ETHERNET.into());
             interface.u32(snaplen);
-            interface.option(IF_NAME, port.name.as_bytes());
+            let (suffix, what) = match medium {
+                Medium::San => ("", "SAN NIC"),
+                Medium::Ethernet => ("/eth0", "eth0"),
+            };
+            interface.option(IF_NAME, format!("{}{suffix}", port.name).as_bytes());
             let addresses = if port.addresses.is_empty() {
                 "no address".to_owned()
             } else {
                 port.addresses.join(", ")
             };
-            let description = format!("SAN NIC of node {} ({addresses})", port.name);
+            let description = format!("{what} of node {} ({addresses})", port.name);
             interface.option(IF_DESCRIPTION, description.as_bytes());
             interface.option(IF_TSRESOL, &[9]);
             interface.write(&mut file.to)?;
@@ -94,7 +106,7 @@ impl<W: Write> Pcapng<W> {
     pub fn packet(&mut self, frame: &Frame, at_ns: u64) -> io::Result<()> {
         let found = (0u32..)
             .zip(&mut self.interfaces)
-            .find(|(_, (node, _))| *node == frame.port);
+            .find(|(_, (of, _))| *of == (frame.port, frame.medium));
         let Some((interface, (_, written))) = found else {
             return Ok(());
         };
@@ -126,9 +138,13 @@ impl<W: Write> Pcapng<W> {
     ///
     /// # Errors
     /// What the file says.
-    pub fn finish(mut self, ended_ns: u64, counts: impl Fn(u16) -> Counts) -> io::Result<()> {
-        for (interface, (node, written)) in (0u32..).zip(&self.interfaces) {
-            let counts = counts(*node);
+    pub fn finish(
+        mut self,
+        ended_ns: u64,
+        counts: impl Fn(Medium, u16) -> Counts,
+    ) -> io::Result<()> {
+        for (interface, ((node, medium), written)) in (0u32..).zip(&self.interfaces) {
+            let counts = counts(*medium, *node);
             let mut block = Block::new(STATISTICS);
             block.u32(interface);
             block.time(ended_ns);

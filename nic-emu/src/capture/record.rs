@@ -13,6 +13,12 @@ pub(crate) const PACKET: u8 = 1;
 /// Kind: a message of the connection manager; a [`CmMessage`] and a [`CmRecord`] follow.
 pub(crate) const CM: u8 = 2;
 
+/// Kind: a frame of the wire of namespace mode; it follows.
+pub(crate) const FRAME: u8 = 3;
+
+/// Receiver of a frame that goes to several ports.
+pub(crate) const EVERYBODY: u16 = u16::MAX;
+
 /// Direction: it came in by the port.
 pub(crate) const INBOUND: u8 = 1;
 /// Direction: it left by the port.

@@ -8,6 +8,7 @@ use ring_proto::status::Opcode;
 use super::cm_mad;
 use super::error::CaptureError;
 use super::frame::{self, Built, Endpoint, Parts};
+use super::merge::Merge;
 use super::record::{self, Record};
 use super::ring::{Counts, Reader};
 use crate::device::wire;
@@ -21,18 +22,43 @@ pub struct Port {
     pub addresses: Vec<String>,
 }
 
+/// What carries a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Medium {
+    /// The node's NIC on the SAN.
+    San,
+    /// The node's Ethernet interface, in namespace mode.
+    Ethernet,
+}
+
+impl Medium {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::San, Self::Ethernet];
+
+    /// Place of its ring.
+    fn ring(self) -> usize {
+        match self {
+            Self::San => 0,
+            Self::Ethernet => 1,
+        }
+    }
+}
+
 /// A frame that a port saw.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Frame {
     /// Time of the device's clock.
     pub at_ns: u64,
+    /// What carries it.
+    pub medium: Medium,
     /// Number of the node.
     pub port: u16,
     /// It came in; else it went out.
     pub is_inbound: bool,
-    /// Nodes it goes from and to.
+    /// Nodes it goes from and to; 65535 is several.
     pub ends: (u16, u16),
-    /// The operation, by the names of fault rules; a message of the connection manager by that of its MAD.
+    /// The operation, by the names of fault rules; a message of the connection manager by that of its MAD, a frame of the wire by its
+    /// protocol.
     pub operation: &'static str,
     /// QPNs of both ends; 0 where there is none.
     pub qpns: (u32, u32),
@@ -72,7 +98,7 @@ impl Frame {
 /// The frames of a capture.
 #[derive(Debug)]
 pub struct Frames {
-    reader: Reader,
+    records: Merge,
     endpoints: Vec<Endpoint>,
     bytes: Vec<u8>,
     skipped: u64,
@@ -82,6 +108,16 @@ impl Frames {
     /// Frames of a ring between these nodes, by number.
     #[must_use]
     pub fn new(reader: Reader, ports: &[Port]) -> Self {
+        Self::of(Merge::new(vec![reader], 0), ports)
+    }
+
+    /// The same with those of a second ring, of the Ethernet interfaces. `now_ns`: the device's clock, a moment ago.
+    #[must_use]
+    pub fn with_ethernet(reader: Reader, ethernet: Reader, ports: &[Port], now_ns: u64) -> Self {
+        Self::of(Merge::new(vec![reader, ethernet], now_ns), ports)
+    }
+
+    fn of(records: Merge, ports: &[Port]) -> Self {
         let endpoints = (0u16..)
             .zip(ports)
             .map(|(node, port)| {
@@ -90,7 +126,7 @@ impl Frames {
             })
             .collect();
         Self {
-            reader,
+            records,
             endpoints,
             bytes: Vec::new(),
             skipped: 0,
@@ -103,7 +139,7 @@ impl Frames {
     /// [`CaptureError::BadRing`].
     pub fn next_frame(&mut self) -> Result<Option<Frame>, CaptureError> {
         loop {
-            let Some(record) = self.reader.next(&mut self.bytes)? else {
+            let Some(record) = self.records.next(&mut self.bytes)? else {
                 return Ok(None);
             };
             match self.frame(&record) {
@@ -115,8 +151,13 @@ impl Frames {
 
     /// What the port of a node saw so far.
     #[must_use]
-    pub fn counts(&self, node: u16) -> Counts {
-        self.reader.counts(node)
+    pub fn counts(&self, medium: Medium, node: u16) -> Counts {
+        self.records.counts(medium.ring(), node)
+    }
+
+    /// The capture has ended: nothing waits for older frames any more.
+    pub fn end(&mut self) {
+        self.records.end();
     }
 
     /// Records that made no frame: of an emulator that knows more than this program.
@@ -126,6 +167,9 @@ impl Frames {
     }
 
     fn frame(&self, record: &Record) -> Option<Frame> {
+        if record.kind == record::FRAME {
+            return Some(self.ethernet(record));
+        }
         let from = *self.endpoints.get(usize::from(record.from))?;
         let to = *self.endpoints.get(usize::from(record.to))?;
         let flipped = (record.direction == record::INBOUND && record.fate & record::DAMAGED != 0)
@@ -137,6 +181,7 @@ impl Frames {
         };
         Some(Frame {
             at_ns: record.at_ns,
+            medium: Medium::San,
             port: record.port,
             is_inbound: record.direction == record::INBOUND,
             ends: (record.from, record.to),
@@ -146,6 +191,21 @@ impl Frames {
             bytes: built.bytes,
             whole_len: built.whole_len,
         })
+    }
+
+    fn ethernet(&self, record: &Record) -> Frame {
+        Frame {
+            at_ns: record.at_ns,
+            medium: Medium::Ethernet,
+            port: record.port,
+            is_inbound: record.direction == record::INBOUND,
+            ends: (record.from, record.to),
+            operation: protocol(&self.bytes),
+            qpns: (0, 0),
+            fate: record.fate,
+            bytes: self.bytes.clone(),
+            whole_len: record.whole_bytes as usize,
+        }
     }
 
     fn packet(
@@ -225,6 +285,27 @@ pub(crate) const RESPONSES: [(&str, u8); 4] = [
 ];
 /// Name of the answer to an atomic.
 pub(crate) const ATOMIC_RESPONSE: &str = "ATOMIC_RESPONSE";
+
+/// Names of what Ethernet frames carry.
+pub(crate) const PROTOCOLS: [&str; 6] = ["TCP", "UDP", "ICMP", "ARP", "IP", "ETHERNET"];
+
+/// What an Ethernet frame carries.
+fn protocol(frame: &[u8]) -> &'static str {
+    let [tcp, udp, icmp, arp, ip, ethernet] = PROTOCOLS;
+    let at = |place: usize| frame.get(place).copied();
+    let carried = match (at(12), at(13)) {
+        (Some(0x08), Some(0x06)) => return arp,
+        (Some(0x08), Some(0x00)) => at(23),
+        (Some(0x86), Some(0xdd)) => at(20),
+        _ => return ethernet,
+    };
+    match carried {
+        Some(6) => tcp,
+        Some(17) => udp,
+        Some(1 | 58) => icmp,
+        _ => ip,
+    }
+}
 
 fn operation(opcode: u8, is_atomic: bool) -> Option<&'static str> {
     if is_atomic {

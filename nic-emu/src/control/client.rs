@@ -247,8 +247,21 @@ pub fn recorder(socket: &Path, function: Option<u32>) -> Result<Recorded, Contro
     ask(socket, &Request::Recorder { function }).map(|(reply, _)| reply)
 }
 
+/// A capture under way.
+#[derive(Debug)]
+pub struct Captured {
+    /// What the emulator says of it.
+    pub reply: CaptureReply,
+    /// What the nodes' NICs see.
+    pub san: Reader,
+    /// What their Ethernet interfaces see, in namespace mode.
+    pub ethernet: Option<Reader>,
+    /// Dropping it ends the capture; it hangs up when the emulator ends.
+    pub lifeline: OwnedFd,
+}
+
 /// Starts a capture of the ports of `nodes`, or of all when none is named, of at most `snaplen` bytes of a packet, through a ring of about
-/// `ring_bytes`. Dropping the descriptor ends it; that hangs up when the emulator ends.
+/// `ring_bytes`.
 ///
 /// # Errors
 /// [`ControlError`]; `Refused` for unknown nodes, impossible sizes, and when too many captures run.
@@ -257,7 +270,7 @@ pub fn capture(
     nodes: &[String],
     snaplen: u32,
     ring_bytes: u64,
-) -> Result<(CaptureReply, Reader, OwnedFd), ControlError> {
+) -> Result<Captured, ControlError> {
     let request = Request::Capture {
         nodes: nodes.to_vec(),
         snaplen,
@@ -268,10 +281,22 @@ pub fn capture(
         path: socket.to_owned(),
         detail,
     };
-    let [ring, lifeline] =
-        <[OwnedFd; 2]>::try_from(fds).map_err(|fds| bad(format!("{} descriptors", fds.len())))?;
-    let reader = Reader::new(&ring, reply.ring).map_err(|error| bad(error.to_string()))?;
-    Ok((reply, reader, lifeline))
+    let expected = 2 + usize::from(reply.ethernet);
+    if fds.len() != expected {
+        return Err(bad(format!(
+            "{} descriptors instead of {expected}",
+            fds.len()
+        )));
+    }
+    let reader = |ring| Reader::new(ring, reply.ring).map_err(|error| bad(error.to_string()));
+    let (san, ethernet) = (reader(&fds[0])?, fds.get(2).map(reader).transpose()?);
+    let lifeline = fds.into_iter().nth(1);
+    Ok(Captured {
+        lifeline: lifeline.ok_or_else(|| bad("no connection".to_owned()))?,
+        reply,
+        san,
+        ethernet,
+    })
 }
 
 /// Makes the engine stand still.

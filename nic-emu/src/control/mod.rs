@@ -114,7 +114,7 @@ pub enum Request {
         function: Option<u32>,
     },
     /// What ports see, from now until the connection that comes with the answer is closed. Answered with [`CaptureReply`] and two
-    /// descriptors: the ring, and that connection.
+    /// descriptors, the ring and that connection; in namespace mode with a third, the ring of the Ethernet interfaces.
     Capture {
         /// Nodes whose ports are captured; all when there are none.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -159,8 +159,11 @@ pub struct CaptureReply {
     pub epoch_ns: u64,
     /// Time of the device's clock now.
     pub now_ns: u64,
-    /// Shape of the ring.
+    /// Shape of the ring, and of the second one.
     pub ring: Geometry,
+    /// A second ring comes as a third descriptor: what the nodes' Ethernet interfaces see, in namespace mode.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ethernet: bool,
 }
 
 /// Answer to ADVANCE.

@@ -1,7 +1,7 @@
 //! Captures: what the ports of chosen nodes see, for readers in other processes.
 //!
 //! Place: links and the connection manager tell of each packet and message here; the control thread starts and stops captures.
-//! Invariants: nothing here waits or fails: a record without room is dropped and counted (`crate::capture`). A connection of a captured
+//! Invariants: nothing here waits or fails (`crate::capture::running`). A connection of a captured
 //! node goes by packets, so that what a capture shows has really been sent; it goes back to messages when nothing of it is under way.
 //! The same packet is seen where it leaves and where it arrives, with the fate it has there.
 //! Hot: nothing; message mode asks `Links::is_used`, which it asks anyway. Source: ours, after AF_PACKET.
@@ -15,82 +15,10 @@ use super::Device;
 use super::packet::wire::Header;
 use super::qp::QpRef;
 use crate::capture::record::{self, CmMessage, Record};
+use crate::capture::running::{Captures, Sight, Wanted};
 use crate::capture::{CaptureError, Writer};
 
-/// Most captures at once.
-const CAPTURES_LIMIT: usize = 8;
-/// Fewest and most bytes of a packet that a capture asks for.
-const SNAPLEN: (u32, u32) = (64, 65_535);
-
-/// A capture under way.
-#[derive(Debug)]
-struct Capture {
-    id: u32,
-    /// By node.
-    ports: Vec<bool>,
-    snaplen: u32,
-    ring: Writer,
-}
-
-impl Capture {
-    fn names(&self, node: u16) -> bool {
-        self.ports.get(usize::from(node)).copied().unwrap_or(false)
-    }
-}
-
-/// All captures.
-#[derive(Debug, Default)]
-pub(crate) struct Captures {
-    all: Vec<Capture>,
-    last: u32,
-}
-
-/// Where and how a packet is seen.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sight {
-    pub(crate) at_ns: u64,
-    pub(crate) from: NodeId,
-    pub(crate) to: NodeId,
-    /// It arrives; else it leaves.
-    pub(crate) is_inbound: bool,
-    /// Bits of [`record`].
-    pub(crate) fate: u8,
-    /// The bit that has flipped on the way.
-    pub(crate) flipped: Option<u32>,
-}
-
-impl Sight {
-    fn record(self, kind: u8) -> Record {
-        let port = if self.is_inbound { self.to } else { self.from };
-        Record {
-            at_ns: self.at_ns,
-            damaged_bit: self.flipped.unwrap_or(0),
-            kind,
-            direction: if self.is_inbound {
-                record::INBOUND
-            } else {
-                record::OUTBOUND
-            },
-            fate: self.fate,
-            port: port.0,
-            from: self.from.0,
-            to: self.to.0,
-            ..Record::default()
-        }
-    }
-}
-
 impl Captures {
-    #[inline]
-    pub(crate) fn is_on(&self) -> bool {
-        !self.all.is_empty()
-    }
-
-    /// Whether the port of a node is captured.
-    pub(crate) fn names(&self, node: NodeId) -> bool {
-        self.all.iter().any(|capture| capture.names(node.0))
-    }
-
     /// A packet of a QP is seen.
     #[cold]
     pub(crate) fn packet(&mut self, sight: Sight, frame: &[u8]) {
@@ -112,26 +40,6 @@ impl Captures {
             ..sight.record(record::PACKET)
         };
         self.push(record, payload);
-    }
-
-    fn push(&mut self, record: Record, bytes: &[u8]) {
-        let whole_bytes = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        for capture in &mut self.all {
-            if !capture.names(record.port) {
-                continue;
-            }
-            let is_cut = record.kind == record::PACKET;
-            let kept = match bytes.get(..capture.snaplen as usize) {
-                Some(kept) if is_cut => kept,
-                _ => bytes,
-            };
-            let record = Record {
-                bytes: u32::try_from(kept.len()).unwrap_or(u32::MAX),
-                whole_bytes,
-                ..record
-            };
-            capture.ring.push(&record, &[kept]);
-        }
     }
 }
 
@@ -166,33 +74,7 @@ impl Device {
         snaplen: u32,
         ring: Writer,
     ) -> Result<u32, CaptureError> {
-        let (least, most) = SNAPLEN;
-        if !(least..=most).contains(&snaplen) {
-            return Err(CaptureError::Snaplen {
-                snaplen,
-                least,
-                most,
-            });
-        }
-        if self.captures.all.len() >= CAPTURES_LIMIT {
-            return Err(CaptureError::Limit {
-                limit: CAPTURES_LIMIT,
-            });
-        }
-        let mut ports = vec![false; self.nodes.iter().count()];
-        for node in nodes {
-            if let Some(port) = ports.get_mut(usize::from(node.0)) {
-                *port = true;
-            }
-        }
-        self.captures.last = self.captures.last.wrapping_add(1);
-        let id = self.captures.last;
-        self.captures.all.push(Capture {
-            id,
-            ports,
-            snaplen,
-            ring,
-        });
+        let id = self.captures.start(Wanted::new(nodes, snaplen)?, ring)?;
         self.links.is_used = true;
         // Whoever waits in message mode goes on by packets.
         for &node in nodes {
@@ -203,10 +85,9 @@ impl Device {
 
     /// Ends a capture. Its ring stays with its reader.
     pub fn stop_capture(&mut self, id: u32) {
-        let Some(at) = self.captures.all.iter().position(|it| it.id == id) else {
+        let Some(ended) = self.captures.stop(id) else {
             return;
         };
-        let ended = self.captures.all.swap_remove(at);
         let nodes: Vec<_> = self.nodes.iter().map(|(node, _)| node).collect();
         for node in nodes.into_iter().filter(|node| ended.names(node.0)) {
             self.activate_between(node, node);

@@ -15,11 +15,12 @@ use ring_proto::ids::NodeId;
 use ring_proto::status::QpState;
 
 use super::Device;
-use super::capture::{CmSaid, CmSays, Sight};
+use super::capture::{CmSaid, CmSays};
 use super::packet::backoff_ns;
 use super::qp::QpRef;
 use super::timer::{Timer, TimerKey};
 use crate::capture::record;
+use crate::capture::running::Sight;
 
 /// Messages on their way, by number.
 pub(crate) type Notices = BTreeMap<u64, Notice>;

@@ -29,6 +29,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ring_proto::ids::{FunctionId, NodeId};
 
+use crate::capture::running::Captures;
+
 mod admin;
 mod atomic;
 mod burst;
@@ -157,7 +159,7 @@ pub struct Device {
     work: engine::Work,
     diagnosis: diagnosis::Diagnosis,
     faults: fault::Faults,
-    captures: capture::Captures,
+    captures: Captures,
 }
 
 impl Device {
@@ -181,7 +183,7 @@ impl Device {
             cm: cm::Cm::default(),
             work: engine::Work::default(),
             faults: fault::Faults::default(),
-            captures: capture::Captures::default(),
+            captures: Captures::default(),
         }
     }
 

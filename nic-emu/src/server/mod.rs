@@ -268,7 +268,8 @@ impl Server {
             .transpose()
             .map_err(system("starting the wire"))?;
         let engine = EngineThread::start(device)?;
-        let mut reactor = Reactor::new(config, engine, namespaces)?;
+        let ethernet = wire.as_ref().map(Wire::captures);
+        let mut reactor = Reactor::new(config, engine, namespaces, ethernet)?;
         for control in controls {
             reactor.serve_control(control)?;
         }

@@ -4,6 +4,7 @@
 //! epoll before it is closed; what a process sent before its end is acted on before its end is; the number of sources is bounded.
 //! Source: ours. Leaves out: what the messages mean ([`super::vfio`], [`super::channel`], [`crate::control`]).
 
+mod captures;
 mod requests;
 
 use std::collections::{HashMap, VecDeque};
@@ -30,6 +31,8 @@ use super::vfio::DeviceGone;
 use super::vfio::nic::Function;
 use super::vfio::session::{self, Session};
 use crate::control::connection::{self, Connection};
+use crate::wire::WireCaptures;
+use captures::Capture;
 
 /// Most sources at once: connections, processes, channels, listeners.
 const SOURCE_LIMIT: usize = 64 * 1024;
@@ -55,6 +58,8 @@ pub(crate) struct Reactor {
     config: ClusterConfig,
     /// Those of each node; none in loopback mode.
     namespaces: Vec<Vec<Namespace>>,
+    /// Captures of the Ethernet frames between them.
+    ethernet: Option<WireCaptures>,
     ledger: Ledger,
     /// Families of functions that processes opened; functions of the listening sockets have none.
     families: HashMap<FunctionId, FamilyId>,
@@ -98,7 +103,7 @@ enum Source {
     /// Whoever asked for a capture holds the other end.
     Capture {
         socket: OwnedFd,
-        id: u32,
+        capture: Capture,
     },
 }
 
@@ -126,11 +131,12 @@ enum Turn {
 }
 
 impl Reactor {
-    /// `namespaces`: those of each node, in namespace mode.
+    /// `namespaces`: those of each node, in namespace mode, with captures of what goes between them.
     pub(crate) fn new(
         config: ClusterConfig,
         engine: EngineThread,
         namespaces: Vec<Vec<Namespace>>,
+        ethernet: Option<WireCaptures>,
     ) -> Result<Self, ServeError> {
         let stop = Arc::new(WakeFd::new().map_err(system("eventfd"))?);
         let mut reactor = Self {
@@ -142,6 +148,7 @@ impl Reactor {
             events: config.lab.events.iter().cloned().collect(),
             config,
             namespaces,
+            ethernet,
             started_ns: now_ns(),
             families: HashMap::new(),
             next_family: 1,
@@ -438,7 +445,7 @@ impl Reactor {
                         .fold(&self.config, process.node, &totals, &report);
                 }
             }
-            Source::Capture { id, .. } => engine.call(move |device| device.stop_capture(id))?,
+            Source::Capture { capture, .. } => self.stop_capture(capture)?,
             Source::Stop(_)
             | Source::Signals(_)
             | Source::ControlListener(_)

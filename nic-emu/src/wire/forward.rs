@@ -12,6 +12,8 @@ use std::collections::BinaryHeap;
 use ring_proto::ids::NodeId;
 
 use super::macs::{Mac, Macs};
+use super::sight::WireCaptures;
+use crate::capture::record;
 use crate::device::{Circumstances, Direction, LinkTable, Passage};
 
 /// Bytes of frames on their way, at most.
@@ -42,11 +44,12 @@ pub(crate) struct Forwarder {
     flights: BinaryHeap<Reverse<Flight>>,
     flown: u64,
     flying_bytes: usize,
+    captures: WireCaptures,
 }
 
 impl Forwarder {
     /// A switch whose port k belongs to node k.
-    pub(crate) fn new(macs: Vec<Mac>, table: LinkTable) -> Self {
+    pub(crate) fn new(macs: Vec<Mac>, table: LinkTable, captures: WireCaptures) -> Self {
         let ports = macs.len();
         Self {
             ports,
@@ -56,6 +59,7 @@ impl Forwarder {
             flights: BinaryHeap::new(),
             flown: 0,
             flying_bytes: 0,
+            captures,
         }
     }
 
@@ -77,11 +81,18 @@ impl Forwarder {
         };
         self.macs.learn(*source, from);
         match self.macs.find(*destination) {
-            Some(to) if to == from => {}
-            Some(to) => self.cross(now_ns, (from, to), frame, deliver),
+            Some(to) if to == from => {
+                self.captures.leaves(now_ns, node(from), node(to), 0, frame);
+            }
+            Some(to) => self.cross(now_ns, (from, to), frame, false, deliver),
+            // With one receiver the fate of the frame is that on the way to it.
+            None if self.ports == 2 => self.cross(now_ns, (from, 1 - from), frame, false, deliver),
             None => {
+                let everybody = NodeId(record::EVERYBODY);
+                self.captures
+                    .leaves(now_ns, node(from), everybody, 0, frame);
                 for to in (0..self.ports).filter(|&to| to != from) {
-                    self.cross(now_ns, (from, to), frame, deliver);
+                    self.cross(now_ns, (from, to), frame, true, deliver);
                 }
             }
         }
@@ -96,6 +107,8 @@ impl Forwarder {
             self.flying_bytes -= flight.frame.len();
             let direction = self.direction(flight.from, flight.to);
             direction.lock().counters.delivered += 1;
+            let (from, to) = (node(flight.from), node(flight.to));
+            self.captures.arrives(now_ns, from, to, &flight.frame);
             deliver(flight.to, &flight.frame);
         }
     }
@@ -110,6 +123,7 @@ impl Forwarder {
         now_ns: u64,
         (from, to): (usize, usize),
         frame: &[u8],
+        is_one_of_many: bool,
         deliver: &mut impl FnMut(usize, &[u8]),
     ) {
         let has_room = self.flying_bytes < FLYING_LIMIT;
@@ -120,36 +134,46 @@ impl Forwarder {
             queue_ns: Some(QUEUE_NS.max(latency_ns.saturating_mul(4))),
             ..Circumstances::default()
         };
-        let passage = model.admit(now_ns, frame.len(), met);
-        let Passage::Arrives {
+        let mut passage = model.admit(now_ns, frame.len(), met);
+        if let Passage::Arrives {
             at_ns,
             is_doubled,
             flip,
             ..
         } = passage
+        {
+            let copies = 1 + u64::from(is_doubled);
+            if flip.is_some() {
+                model.counters.delivered += copies;
+                model.counters.corrupted += copies;
+            } else if at_ns <= now_ns {
+                model.counters.delivered += copies;
+            } else if !has_room {
+                model.counters.lost += 1;
+                passage = Passage::Lost { is_cut: false };
+            }
+        }
+        drop(model);
+        if !is_one_of_many {
+            let fate = passage.as_captured();
+            self.captures
+                .leaves(now_ns, node(from), node(to), fate, frame);
+        }
+        let Passage::Arrives {
+            at_ns,
+            is_doubled,
+            flip: None,
+            ..
+        } = passage
         else {
             return;
         };
-        let copies = 1 + u64::from(is_doubled);
-        if flip.is_some() {
-            model.counters.delivered += copies;
-            model.counters.corrupted += copies;
-            return;
-        }
-        if at_ns <= now_ns {
-            model.counters.delivered += copies;
-            drop(model);
-            for _ in 0..copies {
+        for _ in 0..1 + u64::from(is_doubled) {
+            if at_ns <= now_ns {
+                self.captures.arrives(now_ns, node(from), node(to), frame);
                 deliver(to, frame);
+                continue;
             }
-            return;
-        }
-        if !has_room {
-            model.counters.lost += 1;
-            return;
-        }
-        drop(model);
-        for _ in 0..copies {
             self.flown += 1;
             self.flying_bytes += frame.len();
             self.flights.push(Reverse(Flight {
@@ -179,20 +203,28 @@ fn node(port: usize) -> NodeId {
 mod tests {
     use super::super::macs::mac_of;
     use super::*;
+    use crate::capture::running::Wanted;
+    use crate::capture::{Frames, Geometry, Medium, Port, Reader, Writer};
     use crate::device::LinkParameters;
 
     struct World {
         forwarder: Forwarder,
         table: LinkTable,
+        captures: WireCaptures,
         arrived: Vec<(usize, Vec<u8>)>,
     }
 
     impl World {
         fn new(nodes: u16) -> Self {
-            let table = LinkTable::default();
+            let (table, captures) = (LinkTable::default(), WireCaptures::default());
             Self {
-                forwarder: Forwarder::new((0..nodes).map(mac_of).collect(), table.clone()),
+                forwarder: Forwarder::new(
+                    (0..nodes).map(mac_of).collect(),
+                    table.clone(),
+                    captures.clone(),
+                ),
                 table,
+                captures,
                 arrived: Vec::new(),
             }
         }
@@ -341,5 +373,77 @@ mod tests {
         world.set(1, 0, twins);
         world.send(0, 1, &frame(mac_of(0), mac_of(1), b"twice"));
         assert_eq!(world.arrived.len(), 4);
+    }
+
+    #[test]
+    fn captures_see_frames_leave_and_arrive_with_their_fate() {
+        let mut world = World::new(3);
+        let ports: Vec<_> = ["a", "b", "c"]
+            .map(|name| Port {
+                name: name.to_owned(),
+                addresses: Vec::new(),
+            })
+            .into();
+        let geometry = Geometry::new(1 << 16, 3).unwrap();
+        let ring = || {
+            let (writer, fd) = Writer::new(geometry).unwrap();
+            (writer, Reader::new(&fd, geometry).unwrap())
+        };
+        let (writer, reader) = ring();
+        let wanted = Wanted::new(&[NodeId(0), NodeId(1)], 64).unwrap();
+        let id = world.captures.start(wanted, writer).unwrap();
+        let slow = |loss_ppm, duplicate_ppm, corrupt_ppm| LinkParameters {
+            latency_ns: 50,
+            loss_ppm,
+            duplicate_ppm,
+            corrupt_ppm,
+            ..LinkParameters::default()
+        };
+        let to_b = frame(mac_of(1), mac_of(0), &[1; 100]);
+        for (now_ns, parameters) in [
+            (100, slow(1_000_000, 0, 0)),
+            (200, slow(0, 1_000_000, 0)),
+            (300, slow(0, 0, 1_000_000)),
+        ] {
+            world.set(0, 1, parameters);
+            world.send(now_ns, 0, &to_b);
+            world.wait(now_ns + 60);
+        }
+        // A broadcast leaves once; the port of c is not captured.
+        world.set(0, 1, slow(0, 0, 0));
+        world.send(400, 0, &frame([0xff; 6], mac_of(0), b"to all"));
+        world.wait(460);
+        world.send(500, 2, &frame(mac_of(0), mac_of(2), b"from c"));
+        world.captures.stop(id);
+        world.send(600, 0, &to_b);
+
+        let mut frames = Frames::with_ethernet(ring().1, reader, &ports, 0);
+        frames.end();
+        let mut seen = Vec::new();
+        while let Some(frame) = frames.next_frame().unwrap() {
+            assert_eq!(frame.medium, Medium::Ethernet);
+            assert!(frame.bytes.len() <= 64 && frame.whole_len <= to_b.len());
+            seen.push((
+                frame.at_ns,
+                frame.port,
+                frame.is_inbound,
+                frame.ends.1,
+                frame.fate,
+            ));
+        }
+        let everybody = record::EVERYBODY;
+        assert_eq!(
+            seen,
+            [
+                (100, 0, false, 1, record::LOST),
+                (200, 0, false, 1, record::DOUBLED),
+                (260, 1, true, 1, 0),
+                (260, 1, true, 1, 0),
+                (300, 0, false, 1, record::DAMAGED),
+                (400, 0, false, everybody, 0),
+                (460, 1, true, 1, 0),
+                (500, 0, true, 0, 0),
+            ]
+        );
     }
 }

@@ -8,6 +8,7 @@
 
 mod forward;
 mod macs;
+mod sight;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::server::epoll::{EventBuffer, Interest, Poller, Token, WakeFd};
 
 use forward::Forwarder;
 pub use macs::mac_of;
+pub(crate) use sight::WireCaptures;
 
 /// Longest frame: what a TAP with the largest MTU gives out.
 const FRAME_LIMIT: usize = (64 << 10) + 18;
@@ -38,6 +40,7 @@ const STOP: Token = Token(u64::MAX);
 pub(crate) struct Wire {
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
+    captures: WireCaptures,
 }
 
 #[derive(Debug)]
@@ -71,10 +74,11 @@ impl Wire {
             is_over: AtomicU32::new(0),
         });
         poller.add(&stop.wake, STOP, Interest::READ)?;
+        let captures = WireCaptures::default();
         let macs = (0u16..).take(taps.len()).map(mac_of).collect();
         let mut carrier = Carrier {
             taps,
-            forwarder: Forwarder::new(macs, device.link_table()),
+            forwarder: Forwarder::new(macs, device.link_table(), captures.clone()),
             poller,
             start,
         };
@@ -86,7 +90,13 @@ impl Wire {
         Ok(Self {
             stop,
             thread: Some(thread),
+            captures,
         })
+    }
+
+    /// Who sees the frames.
+    pub(crate) fn captures(&self) -> WireCaptures {
+        self.captures.clone()
     }
 }
 

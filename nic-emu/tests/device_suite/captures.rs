@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nic_emu::capture::{
-    CaptureError, Filter, Frame, Frames, Geometry, Pcapng, Port, Reader, Writer,
+    CaptureError, Filter, Frame, Frames, Geometry, Medium, Pcapng, Port, Reader, Writer,
 };
 use ring_proto::status::{Opcode, WcStatus};
 
@@ -67,7 +67,7 @@ impl Tape {
         let path = folder.join(name);
         let file = File::create(&path).unwrap();
         let interfaces: Vec<_> = (0u16..).zip(&self.ports).collect();
-        let mut file = Pcapng::begin(file, "test", &interfaces, 65_535, 0).unwrap();
+        let mut file = Pcapng::begin(file, "test", &interfaces, &[Medium::San], 65_535, 0).unwrap();
         let mut frames = Vec::new();
         while let Some(frame) = self.frames.next_frame().unwrap() {
             if filter.keeps(&frame) {
@@ -76,7 +76,7 @@ impl Tape {
             }
         }
         let ended_ns = pair.device.now_ns();
-        file.finish(ended_ns, |node| self.frames.counts(node))
+        file.finish(ended_ns, |medium, node| self.frames.counts(medium, node))
             .unwrap();
         assert_eq!(self.frames.skipped(), 0);
         Recorded { path, frames }
@@ -396,7 +396,7 @@ fn a_reader_that_stands_still_costs_its_own_frames_only() {
         assert_eq!(one_of_each(&mut pair), [WcStatus::SUCCESS; 11]);
         pair.b.completions(&mut pair.qb);
     }
-    let counts = [0, 1].map(|node| tape.frames.counts(node));
+    let counts = [0, 1].map(|node| tape.frames.counts(Medium::San, node));
     assert!(
         counts.iter().all(|it| it.captured > 0 && it.dropped > 0),
         "{counts:?}"

@@ -12,11 +12,11 @@ use std::collections::HashMap;
 use ring_proto::ids::NodeId;
 use serde::{Deserialize, Serialize};
 
-use super::capture::Sight;
 use super::fault::Fate;
 use super::timer::Timer;
 use super::{Device, DeviceError};
 use crate::capture::record;
+use crate::capture::running::Sight;
 
 mod change;
 mod distribution;

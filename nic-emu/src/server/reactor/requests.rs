@@ -5,7 +5,6 @@
 //! Source: ours; docs/control.md.
 
 use std::os::fd::OwnedFd;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -19,10 +18,9 @@ use super::super::spaces::NamespaceKind;
 use super::super::stat::node_entries;
 use super::super::{inspect, lab};
 use super::{Reactor, Source, live};
-use crate::capture::{CaptureError, Geometry, Writer};
 use crate::control::connection::Connection;
 use crate::control::{
-    CaptureReply, ChannelReply, Done, Namespaces, NodeConfig, Note, Pong, ProviderEntry, Request,
+    ChannelReply, Done, Namespaces, NodeConfig, Note, Pong, ProviderEntry, Request,
 };
 use crate::device::Device;
 
@@ -73,7 +71,7 @@ impl Reactor {
                 snaplen,
                 ring_bytes,
             } => match self.capture(&nodes, snaplen, ring_bytes)? {
-                Ok((reply, ring, lifeline)) => connection.answer(&reply, vec![ring, lifeline]),
+                Ok((reply, fds)) => connection.answer(&reply, fds),
                 Err(error) => connection.refuse(&error),
             },
             Request::Note(note) => match self.note(&note) {
@@ -98,7 +96,7 @@ impl Reactor {
         Ok(())
     }
 
-    fn node(&self, name: &str) -> Result<NodeId, String> {
+    pub(super) fn node(&self, name: &str) -> Result<NodeId, String> {
         let found = (0u16..)
             .zip(&self.config.nodes)
             .find(|(_, node)| node.name == name);
@@ -162,81 +160,6 @@ impl Reactor {
             }],
         };
         Ok((config, theirs))
-    }
-
-    /// Starts a capture; it ends when the other end of the connection that is made for it does.
-    fn capture(
-        &mut self,
-        nodes: &[String],
-        snaplen: u32,
-        ring_bytes: u64,
-    ) -> Result<Result<(CaptureReply, OwnedFd, OwnedFd), String>, EngineGone> {
-        let named: Result<Vec<_>, _> = if nodes.is_empty() {
-            let all = 0..u16::try_from(self.config.nodes.len()).unwrap_or(u16::MAX);
-            Ok(all.map(NodeId).collect())
-        } else {
-            nodes.iter().map(|name| self.node(name)).collect()
-        };
-        let ids = match named {
-            Ok(mut ids) => {
-                ids.sort_unstable();
-                ids.dedup();
-                ids
-            }
-            Err(error) => return Ok(Err(error)),
-        };
-        let count = u32::try_from(self.config.nodes.len()).unwrap_or(u32::MAX);
-        let made = Geometry::new(ring_bytes, count)
-            .and_then(|geometry| Ok((geometry, Writer::new(geometry)?)));
-        let (ring, (writer, file)) = match made {
-            Ok(made) => made,
-            Err(error) => return Ok(Err(error.to_string())),
-        };
-        let pair = socketpair(
-            AddressFamily::Unix,
-            SockType::Stream,
-            None,
-            SockFlag::SOCK_CLOEXEC,
-        );
-        let (ours, theirs) = match pair {
-            Ok(pair) => pair,
-            Err(errno) => return Ok(Err(format!("cannot make a connection: {errno}"))),
-        };
-        let ports = ids.iter().map(|id| id.0).collect();
-        let start = move |device: &mut Device| {
-            let id = device.start_capture(&ids, snaplen, writer)?;
-            Ok((id, device.now_ns(), device.is_time_virtual()))
-        };
-        let started: Result<_, CaptureError> = self.engine.handle().call(start)?;
-        let (id, now_ns, is_virtual) = match started {
-            Ok(started) => started,
-            Err(error) => return Ok(Err(error.to_string())),
-        };
-        let source = Source::Capture { socket: ours, id };
-        if let Err(errno) = self.add(source) {
-            self.engine
-                .handle()
-                .call(move |device| device.stop_capture(id))?;
-            return Ok(Err(format!("cannot watch a connection: {errno}")));
-        }
-        let since_1970 = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let wall_ns = u64::try_from(since_1970.as_nanos()).unwrap_or(0);
-        let reply = CaptureReply {
-            ok: true,
-            cluster: self.config.name.clone(),
-            nodes: node_entries(&self.config),
-            ports,
-            epoch_ns: if is_virtual {
-                0
-            } else {
-                wall_ns.saturating_sub(now_ns)
-            },
-            now_ns,
-            ring,
-        };
-        Ok(Ok((reply, file, theirs)))
     }
 
     fn note(&mut self, note: &Note) -> Result<(), String> {
