@@ -131,6 +131,7 @@ fn threaded(c: &mut Criterion) {
     let node = NodeSpec {
         name: "a".to_owned(),
         addresses: Vec::new(),
+        limits: nic_emu::device::Limits::default(),
     };
     let server = Server::start_devices(vec![DeviceSocket {
         node,

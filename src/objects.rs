@@ -56,6 +56,7 @@ fn keep_node(all: &mut Inspection, node: &str) {
     all.mws.retain(|row| row.node == node);
     all.windows.retain(|row| row.node == node);
     all.doorbells.retain(|row| row.node == node);
+    all.limits.retain(|row| row.node == node);
     all.findings.retain(|row| row.node == node);
     all.rules.clear();
 }

@@ -273,6 +273,7 @@ pub(crate) fn meaning(reason: &str) -> &'static str {
         "old_glibc" => "the program's glibc is too old for the library",
         "link_cut" => "the link was cut, and the connect failed",
         "datagrams" => "datagrams to another node, which meet no link",
+        "peer_limit" => "the other node's NIC had nothing left for it",
         _ => "",
     }
 }

@@ -141,6 +141,21 @@ pub(crate) fn show_rate(bps: u64) -> String {
     format!("{bps} bit/s")
 }
 
+/// A size as [`size_bytes`] reads it.
+pub(crate) fn show_size(bytes: u64) -> String {
+    for (unit, prefix) in [
+        (1 << 40, "Ti"),
+        (1 << 30, "Gi"),
+        (1 << 20, "Mi"),
+        (1 << 10, "Ki"),
+    ] {
+        if bytes != 0 && bytes.is_multiple_of(unit) {
+            return format!("{} {prefix}B", bytes / unit);
+        }
+    }
+    format!("{bytes} B")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,6 +242,15 @@ mod tests {
         for bps in [0, 1, 1_500, 10_000_000_000, 1_000_000_000_000] {
             assert_eq!(rate_bps(&show_rate(bps)), Ok(bps), "{}", show_rate(bps));
         }
+        for bytes in [0, 1, 1_500, 1 << 10, 5 << 20, 3 << 30, 8 << 40] {
+            assert_eq!(
+                size_bytes(&show_size(bytes)),
+                Ok(bytes),
+                "{}",
+                show_size(bytes)
+            );
+        }
+        assert_eq!(show_size(2 << 30), "2 GiB");
         assert_eq!(show_share(1_000), "0.1 %");
         assert_eq!(show_rate(10_000_000_000), "10 Gbit/s");
     }

@@ -60,7 +60,7 @@ fn stat_for_people_shows_every_node() {
 }
 
 /// Members of `objects`, and the title that each has in the tables.
-const PARTS: [(&str, &str); 9] = [
+const PARTS: [(&str, &str); 10] = [
     ("functions", "functions:"),
     ("qps", "queue pairs:"),
     ("cqs", "completion queues:"),
@@ -69,6 +69,7 @@ const PARTS: [(&str, &str); 9] = [
     ("mws", "memory windows:"),
     ("windows", "windows:"),
     ("doorbells", "doorbells:"),
+    ("limits", "limits:"),
     ("findings", "findings:"),
 ];
 

@@ -27,6 +27,7 @@ use crate::arena::Arena;
 use crate::error::FunctionError;
 use crate::lock::{Identity, RobustLock, Taken};
 use crate::pair::PairMaps;
+use crate::provider::queues::spare_limit;
 use crate::record::{self, Header, Process};
 use crate::sys::{self, Fd, Mapping, Seen, SignalsBlocked};
 
@@ -175,6 +176,7 @@ impl Function {
 
     /// Protection domain and key of the arena, and the event queue.
     fn make_objects(&self) -> Result<(), FunctionError> {
+        let qps = self.attachment.read_register(regs::MAX_QP, 4)?;
         let mut locked = self.lock();
         let header = self.header();
         let [pdn, _] = locked.admin(AdminOp::PD_ALLOC, Body::default())?;
@@ -190,6 +192,9 @@ impl Function {
         // Relaxed: before anybody shares this arena.
         header.pdn.store(pdn, Ordering::Relaxed);
         header.lkey.store(low(key), Ordering::Relaxed);
+        header
+            .spare_limit
+            .store(spare_limit(qps), Ordering::Relaxed);
         let queue = QueueCreate {
             ring: record::ARENA_IOVA + record::EQ,
             depth: record::EQ_DEPTH,

@@ -134,8 +134,8 @@ pub(crate) struct Header {
     pub(crate) spares: AtomicU32,
     /// First free one of those + 1, 0 for none; they are not in the list of `socket_free`.
     pub(crate) spare_free: AtomicU32,
-    /// Zero.
-    pub(crate) reserved: AtomicU32,
+    /// How many of them there may be.
+    pub(crate) spare_limit: AtomicU32,
     /// Vectors in use.
     pub(crate) vectors: AtomicU64,
     /// Name of the process that uses each vector.

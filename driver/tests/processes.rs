@@ -103,6 +103,7 @@ impl Emulator {
         let node = |k: u8, name: &str| NodeSpec {
             name: name.into(),
             addresses: vec![format!("{}/24", ip(k)).parse().unwrap()],
+            limits: nic_emu::device::Limits::default(),
         };
         let config = ClusterConfig {
             name: "test".into(),

@@ -559,6 +559,7 @@ enum sanlab_cm_status {
     SANLAB_CM_STATUS_TIMED_OUT = 0x4, /* No answer within the limit */
     SANLAB_CM_STATUS_NO_ROUTE = 0x5, /* No node of the fabric owns the address */
     SANLAB_CM_STATUS_PORT_DOWN = 0x6, /* The port is down */
+    SANLAB_CM_STATUS_NO_RESOURCE = 0x7, /* The listener's NIC or driver had nothing left for it */
 };
 
 static inline const char *sanlab_cm_status_name(uint32_t value)
@@ -571,6 +572,7 @@ static inline const char *sanlab_cm_status_name(uint32_t value)
     case 0x4: return "TIMED_OUT";
     case 0x5: return "NO_ROUTE";
     case 0x6: return "PORT_DOWN";
+    case 0x7: return "NO_RESOURCE";
     default: return "unknown";
     }
 }
@@ -596,7 +598,7 @@ enum sanlab_admin_op {
     SANLAB_ADMIN_OP_CM_CONNECT = 0x12, /* Starts to connect a QP; ends in CM_ESTABLISHED or CM_REJECTED. (CmConnect) */
     SANLAB_ADMIN_OP_CM_CANCEL = 0x13, /* Withdraws a connect. (Named: qpn) */
     SANLAB_ADMIN_OP_CM_ACCEPT = 0x14, /* Accepts a request with a QP, which goes to RTS. (CmAccept; result 0: peer function) */
-    SANLAB_ADMIN_OP_CM_REJECT = 0x15, /* Rejects a request. (CmAccept, qpn unused) */
+    SANLAB_ADMIN_OP_CM_REJECT = 0x15, /* Rejects a request. (CmAccept without QP and listener) */
     SANLAB_ADMIN_OP_CM_QUERY = 0x16, /* Writes the CmRecord of a request or of a connected QP to memory. (CmQuery) */
     SANLAB_ADMIN_OP_CM_DISCONNECT = 0x17, /* Disconnects a QP: both ends go to ERR and flush. (Named: qpn) */
     SANLAB_ADMIN_OP_HOLD = 0x18, /* Adds a holder to a QP or listener, or moves a listener's hold to it. (Hold) */
@@ -753,6 +755,7 @@ enum sanlab_reason {
     SANLAB_REASON_OLD_GLIBC = 0x15,
     SANLAB_REASON_LINK_CUT = 0x16,
     SANLAB_REASON_DATAGRAMS = 0x17,
+    SANLAB_REASON_PEER_LIMIT = 0x18,
 };
 
 static inline const char *sanlab_reason_name(uint32_t value)
@@ -781,6 +784,7 @@ static inline const char *sanlab_reason_name(uint32_t value)
     case 0x15: return "old_glibc";
     case 0x16: return "link_cut";
     case 0x17: return "datagrams";
+    case 0x18: return "peer_limit";
     default: return "unknown";
     }
 }
@@ -1303,13 +1307,13 @@ struct sanlab_admin_cm_accept {
     uint32_t request; /* Request */
     uint32_t qpn; /* QP in INIT */
     uint32_t listener; /* Listener that holds the QP until somebody takes it, or 0 for the QP's own holders */
-    uint32_t reserved; /* Zero */
+    uint32_t status; /* CM_REJECT: the CmStatus that the connector is told, 0 for REJECTED; NO_RESOURCE is the only other one. CM_ACCEPT: zero */
 };
 static_assert(sizeof(struct sanlab_admin_cm_accept) == 16, "sanlab_admin_cm_accept");
 static_assert(offsetof(struct sanlab_admin_cm_accept, request) == 0, "sanlab_admin_cm_accept.request");
 static_assert(offsetof(struct sanlab_admin_cm_accept, qpn) == 4, "sanlab_admin_cm_accept.qpn");
 static_assert(offsetof(struct sanlab_admin_cm_accept, listener) == 8, "sanlab_admin_cm_accept.listener");
-static_assert(offsetof(struct sanlab_admin_cm_accept, reserved) == 12, "sanlab_admin_cm_accept.reserved");
+static_assert(offsetof(struct sanlab_admin_cm_accept, status) == 12, "sanlab_admin_cm_accept.status");
 
 /* Hold, 16 bytes */
 struct sanlab_admin_hold {

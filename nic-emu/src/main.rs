@@ -203,6 +203,7 @@ fn parse_node(text: &str) -> Result<NodeSpec, String> {
     Ok(NodeSpec {
         name: name.to_owned(),
         addresses,
+        limits: nic_emu::device::Limits::default(),
     })
 }
 

@@ -46,6 +46,7 @@ fn served(virtual_time: bool) -> Report {
         node: NodeSpec {
             name: name.into(),
             addresses: vec![address.parse().unwrap()],
+            limits: nic_emu::device::Limits::default(),
         },
         path: directory.join(name),
     };

@@ -104,7 +104,7 @@ codes! {
         CM_CANCEL = 19,
         /// Accepts a request with a QP, which goes to RTS. ([`CmAccept`]; result 0: peer function)
         CM_ACCEPT = 20,
-        /// Rejects a request. ([`CmAccept`], qpn unused)
+        /// Rejects a request. ([`CmAccept`] without QP and listener)
         CM_REJECT = 21,
         /// Writes the [`CmRecord`] of a request or of a connected QP to memory. ([`CmQuery`])
         CM_QUERY = 22,
@@ -463,8 +463,8 @@ bodies! {
         qpn: u32,
         /// Listener that holds the QP until somebody takes it, or 0 for the QP's own holders.
         listener: u32,
-        /// Zero.
-        reserved: u32,
+        /// CM_REJECT: the `CmStatus` that the connector is told, 0 for REJECTED; NO_RESOURCE is the only other one. CM_ACCEPT: zero.
+        status: u32,
     }
 
     /// Body of HOLD and RELEASE.

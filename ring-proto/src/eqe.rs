@@ -88,6 +88,8 @@ codes! {
         NO_ROUTE = 5,
         /// The port is down.
         PORT_DOWN = 6,
+        /// The listener's NIC or driver had nothing left for it.
+        NO_RESOURCE = 7,
     }
 }
 

@@ -144,7 +144,7 @@ pub fn structures() -> Vec<Structure> {
         "CmListen": admin::CmListen { local, backlog, holder, flags, reserved }
         "CmQuery": admin::CmQuery { buffer, id, kind }
         "CmConnect": admin::CmConnect { record, qpn, timeout_ms }
-        "CmAccept": admin::CmAccept { request, qpn, listener, reserved }
+        "CmAccept": admin::CmAccept { request, qpn, listener, status }
         "Hold": admin::Hold { id, kind, slot, flags }
         "HoldClone": admin::HoldClone { from, reserved }
         "CmRecord": admin::CmRecord {

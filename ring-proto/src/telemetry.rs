@@ -153,11 +153,12 @@ pub enum Reason {
     OldGlibc = 21,
     LinkCut = 22,
     Datagrams = 23,
+    PeerLimit = 24,
 }
 
 impl Reason {
     /// All reasons, in numerical order.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Loopback,
         Self::OffSubnet,
         Self::BindNotSan,
@@ -181,6 +182,7 @@ impl Reason {
         Self::OldGlibc,
         Self::LinkCut,
         Self::Datagrams,
+        Self::PeerLimit,
     ];
 
     /// Name in JSON and tables.
@@ -210,6 +212,7 @@ impl Reason {
             Self::OldGlibc => "old_glibc",
             Self::LinkCut => "link_cut",
             Self::Datagrams => "datagrams",
+            Self::PeerLimit => "peer_limit",
         }
     }
 

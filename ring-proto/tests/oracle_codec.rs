@@ -123,7 +123,7 @@ body_tests! {
     cm_listen: CmListen, reserved Some(36..40);
     cm_query: CmQuery, reserved None;
     cm_connect: CmConnect, reserved None;
-    cm_accept: CmAccept, reserved Some(12..16);
+    cm_accept: CmAccept, reserved None;
     hold: Hold, reserved None;
     hold_clone: HoldClone, reserved Some(4..8);
 }

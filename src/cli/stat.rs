@@ -19,7 +19,7 @@ use super::Choice;
   sanlab stat --objects=qps --json | jq '.objects.qps[] | select(.last_error)'
 
 Objects are what the NICs consist of at this moment: functions, qps, cqs, srqs, mrs, mws
-(memory windows), windows (memory that the NIC can reach), doorbells and findings.")]
+(memory windows), windows (memory that the NIC can reach), doorbells, limits and findings.")]
 pub(crate) struct Stat {
     #[command(flatten)]
     pub(crate) choice: Choice,

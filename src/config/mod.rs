@@ -7,6 +7,7 @@
 //! Leaves out: faults.
 
 mod isolation;
+mod limits;
 pub(crate) mod links;
 pub(crate) mod programs;
 mod read;
@@ -17,6 +18,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use nic_emu::device::Limits;
 use nic_emu::server::{BacklogFull, LabConfig, Loopback, NodeAddress, NodeSpec, UngovernedPolicy};
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +74,9 @@ pub(crate) struct NodePlan {
     /// Ports that the host offers, in namespace mode.
     #[serde(default)]
     pub(crate) publish: Vec<Publish>,
+    /// What its programs may take of its NIC together.
+    #[serde(default)]
+    pub(crate) limits: Limits,
     /// The equal nodes that it is one of.
     pub(crate) group: Option<Group>,
     /// What runs on it.
@@ -119,6 +124,7 @@ impl ClusterPlan {
             addresses: Vec::new(),
             ip_autoconf: true,
             publish: Vec::new(),
+            limits: Limits::default(),
             group: None,
             programs: Vec::new(),
             after: Vec::new(),
@@ -222,6 +228,7 @@ impl ClusterPlan {
             nodes.push(NodeSpec {
                 name: node.name.clone(),
                 addresses,
+                limits: node.limits,
             });
         }
         nodes
@@ -283,6 +290,7 @@ impl ClusterPlan {
                 let ports: Vec<_> = node.publish.iter().map(|p| format!("\"{p}\"")).collect();
                 text.push_str(&format!("publish = [{}]\n", ports.join(", ")));
             }
+            text.push_str(&limits::to_toml(&node.limits));
             text.push_str(&programs::to_toml(node));
         }
         for link in &self.links {
@@ -463,6 +471,7 @@ fn read_node(
     let mut addresses = Vec::new();
     let mut ip_autoconf = autoconf;
     let mut publish = Vec::new();
+    let mut limits = Limits::default();
     let mut count = None;
     let mut keys = NodeKeys::default();
     for entry in table(node, &format!("node[{index}]"))? {
@@ -471,10 +480,18 @@ fn read_node(
             "ip_autoconf" => ip_autoconf = boolean(entry, &path("ip_autoconf"))?,
             "addresses" => addresses = read_addresses(entry, &path("addresses"), isolation)?,
             "publish" => publish = isolation::read_publish(entry, &path("publish"), isolation)?,
+            "limits" => limits = limits::read(entry, &path("limits"))?,
             "count" => count = Some((read_count(entry, &path("count"))?, entry.line)),
             _ if keys.take(entry) => {}
             _ => {
-                let mut known = vec!["name", "addresses", "ip_autoconf", "publish", "count"];
+                let mut known = vec![
+                    "name",
+                    "addresses",
+                    "ip_autoconf",
+                    "publish",
+                    "limits",
+                    "count",
+                ];
                 known.extend(NodeKeys::NAMES);
                 return unknown(entry, &format!("node[{index}]"), &known);
             }
@@ -492,6 +509,7 @@ fn read_node(
         addresses,
         ip_autoconf,
         publish,
+        limits,
         group: None,
         programs,
         after,

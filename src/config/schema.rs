@@ -65,6 +65,8 @@ struct Node {
     ip_autoconf: Option<bool>,
     /// Ports that the host offers, as 127.0.0.1:8080:80.
     publish: Option<Vec<Published>>,
+    /// What its programs may take of its NIC together.
+    limits: Option<Limits>,
     /// So many equal nodes, name1, name2, ...
     #[schemars(range(min = 1, max = 253))]
     count: Option<u8>,
@@ -83,6 +85,39 @@ struct Node {
     dir: Option<String>,
     /// Between SIGTERM and SIGKILL.
     stop_timeout: Option<Time>,
+}
+
+/// What the programs of a node may take of its NIC together.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "its fields are read by the derive alone")]
+struct Limits {
+    /// Processes that use the NIC; those that inherited it are one.
+    #[schemars(range(max = 4096))]
+    functions: Option<u32>,
+    /// Queue pairs.
+    #[schemars(range(max = 32767))]
+    qps: Option<u32>,
+    /// Completion queues.
+    #[schemars(range(max = 32767))]
+    cqs: Option<u32>,
+    /// Shared receive queues.
+    #[schemars(range(max = 32767))]
+    srqs: Option<u32>,
+    /// Memory regions.
+    #[schemars(range(max = 262_144))]
+    mrs: Option<u32>,
+    /// Memory windows.
+    #[schemars(range(max = 65536))]
+    mws: Option<u32>,
+    /// Protection domains.
+    #[schemars(range(max = 4096))]
+    pds: Option<u32>,
+    /// Pieces of memory that the NIC can reach.
+    #[schemars(range(max = 4096))]
+    windows: Option<u32>,
+    /// Bytes in them.
+    memory: Option<Size>,
 }
 
 #[derive(JsonSchema)]
@@ -321,6 +356,14 @@ struct Limit(#[schemars(regex(pattern = "^[0-9]+\\s*(ms|s|min)\\s*$"))] String);
 #[expect(dead_code, reason = "its field is read by the derive alone")]
 struct Share(#[schemars(regex(pattern = "^\\s*(0|[0-9]+(\\.[0-9]*)?\\s*(%|ppm))\\s*$"))] String);
 
+/// A size: 4 GiB, 64 MiB, 1 MB.
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "its field is read by the derive alone")]
+struct Size(
+    #[schemars(regex(pattern = "^\\s*[0-9]+(\\.[0-9]*)?\\s*[kKmMgGtTpP]?[iI]?[bB]?\\s*$"))] String,
+);
+
 /// A rate: 10 Gbit/s, 125 MB/s, or 0 for no limit.
 #[derive(JsonSchema)]
 #[schemars(transparent)]
@@ -389,6 +432,10 @@ mod tests {
                 "[[node]]\nname = \"a\"\nstrange = 1\n".to_owned(),
             ),
             (
+                Some("Limits"),
+                "[[node]]\nname = \"a\"\nlimits = { strange = 1 }\n".to_owned(),
+            ),
+            (
                 Some("Program"),
                 "[[node]]\nname = \"a\"\nrun = [{ strange = 1 }]\n".to_owned(),
             ),
@@ -443,7 +490,7 @@ mod tests {
                 assert_eq!(error, None, "{}: {text}", file.display());
             }
         }
-        let value = json!({"node": [{"name": "a", "run": [{"command": ["x"]}], "ready": {"tcp": 1}}, {"name": "b"}],
+        let value = json!({"node": [{"name": "a", "run": [{"command": ["x"]}], "ready": {"tcp": 1}}, {"name": "b", "limits": {"qps": 4, "memory": "1.5 GiB"}}],
             "link": [{"a": "a", "b": "b", "bandwidth": "1.5 Mbit/s", "loss": "0", "jitter_distribution": "pareto", "burst_enter": "0.1 %", "b_to_a": {"up": false, "latency": "1 min 3 s"}}],
             "event": [{"at": "0", "action": "heal"}, {"at": "1 s", "link": ["a", "b"], "action": "down"}, {"at": "1 s", "node": "a", "action": "kill"}]});
         assert_eq!(

@@ -80,6 +80,7 @@ pub(crate) fn probe() -> anyhow::Result<bool> {
         nodes: vec![NodeSpec {
             name: "probe".to_owned(),
             addresses: Vec::new(),
+            limits: nic_emu::device::Limits::default(),
         }],
         hosts: PathBuf::from("/etc/hosts"),
     })?;
@@ -193,6 +194,7 @@ mod tests {
         let node = |name: &str, address: &str| NodeSpec {
             name: name.to_owned(),
             addresses: address.parse().into_iter().collect(),
+            limits: nic_emu::device::Limits::default(),
         };
         let text = hosts_text(&[node("a", "10.77.0.1/24"), node("b", "")]);
         assert!(text.contains("127.0.0.1 localhost\n"), "{text}");

@@ -614,6 +614,7 @@ pub fn fallback_reason(error: WsaError, detail: u32) -> Reason {
         (_, CmStatus::NO_LISTENER) => Reason::NoSanListener,
         (_, CmStatus::BACKLOG_FULL) => Reason::BacklogFull,
         (_, CmStatus::PORT_DOWN) => Reason::LinkDown,
+        (_, CmStatus::NO_RESOURCE) => Reason::PeerLimit,
         (_, CmStatus::TIMED_OUT) | (WsaError::TimedOut, CmStatus::OK) => Reason::SanTimeout,
         _ => Reason::SpConnect,
     }

@@ -210,7 +210,9 @@ pub fn is_wildcard(ip: IpAddr) -> bool {
 
 /// Why no provider serves an address of the node.
 fn absent(table: &ProviderTable) -> Reason {
-    if table.providers().iter().any(|p| !p.is_up()) {
+    if table.is_starved() {
+        Reason::SpSocket
+    } else if table.providers().iter().any(|p| !p.is_up()) {
         Reason::ProviderDown
     } else {
         Reason::NoProvider

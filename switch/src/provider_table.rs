@@ -62,6 +62,8 @@ pub type ProviderRef = Arc<Provider>;
 const UP: u32 = 0;
 /// [`Provider::state`]: a function answered `NetDown`.
 const DOWN: u32 = 1;
+/// [`Provider::state`]: its NIC had no socket to give when it was asked for its addresses, and may have one later.
+const STARVED: u32 = 2;
 
 impl Provider {
     /// Starts a provider: start-up, extension pointers, address list.
@@ -116,8 +118,12 @@ impl Provider {
         let list = self.query_addresses();
         let mut addresses = self.lock_addresses();
         addresses.clear();
+        // Relaxed: as in `is_up`.
+        if matches!(list, Err(WsaError::NoBufs)) {
+            self.state.store(STARVED, Ordering::Relaxed);
+        }
         addresses.extend(list?);
-        // Relaxed: as in `is_up`. A provider that answers again is usable again.
+        // A provider that answers again is usable again.
         self.state.store(UP, Ordering::Relaxed);
         Ok(())
     }
@@ -163,7 +169,14 @@ impl Provider {
     #[must_use]
     pub fn is_up(&self) -> bool {
         // Relaxed: a hint for routing; every function answers for itself.
-        self.state.load(Ordering::Relaxed) == UP
+        self.state.load(Ordering::Relaxed) != DOWN
+    }
+
+    /// Whether it had no socket to tell its addresses over.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        // Relaxed: as in `is_up`.
+        self.state.load(Ordering::Relaxed) == STARVED
     }
 
     /// Takes note of an error: `NetDown` says that the whole provider failed.
@@ -263,6 +276,12 @@ impl ProviderTable {
     #[must_use]
     pub fn providers(&self) -> &[ProviderRef] {
         &self.providers
+    }
+
+    /// Whether a provider had no socket to tell its addresses over.
+    #[must_use]
+    pub fn is_starved(&self) -> bool {
+        self.providers.iter().any(|p| p.is_starved())
     }
 
     /// The subnets.

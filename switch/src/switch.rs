@@ -379,7 +379,21 @@ impl Switch {
     /// The table, with the providers started.
     pub(crate) fn started_table(&self) -> MutexGuard<'_, ProviderTable> {
         self.start_providers();
-        self.lock_table()
+        let table = self.lock_table();
+        if !table.is_starved() {
+            return table;
+        }
+        drop(table);
+        // Others of the node may have given back meanwhile what the provider needs.
+        for provider in self.provider_list().iter().filter(|p| p.is_starved()) {
+            // A failure leaves it starved, or down.
+            if let Err(error) = provider.refresh() {
+                provider.note(error);
+            }
+        }
+        let mut table = self.lock_table();
+        table.rebuild(&self.config);
+        table
     }
 
     /// Tells the host what happened to `socket`.

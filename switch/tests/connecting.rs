@@ -497,6 +497,7 @@ fn reasons_name_what_the_provider_met() {
             Reason::BacklogFull,
         ),
         (WsaError::TimedOut, CmStatus::PORT_DOWN, Reason::LinkDown),
+        (WsaError::TimedOut, CmStatus::NO_RESOURCE, Reason::PeerLimit),
         (WsaError::TimedOut, CmStatus::NO_ROUTE, Reason::SpConnect),
         (WsaError::AddrNotAvail, CmStatus::OK, Reason::SpConnect),
         (WsaError::NetDown, CmStatus::OK, Reason::ProviderDown),

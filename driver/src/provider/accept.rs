@@ -68,7 +68,7 @@ impl Core {
     ) -> Result<Accepted, WsaError> {
         let function = listening.function;
         let refuse = |code| {
-            function.lock().reject(request);
+            function.lock().turn_away(request);
             code
         };
         let upcalls = self.upcalls()?;
@@ -97,7 +97,7 @@ impl Core {
                     // The peer gave up before the verdict.
                     Some(AdminStatus::NO_OBJECT | AdminStatus::BAD_STATE) => WsaError::ConnReset,
                     Some(AdminStatus::NO_RESOURCE) => {
-                        locked.reject(request);
+                        locked.turn_away(request);
                         WsaError::NoBufs
                     }
                     _ => code_of(error),
@@ -163,7 +163,7 @@ fn connect(
         request,
         qpn: record.qpn.load(Ordering::Relaxed),
         listener: listening.record.listener.load(Ordering::Relaxed),
-        reserved: 0,
+        status: 0,
     };
     let [peer, _] = locked.admin(AdminOp::CM_ACCEPT, body.to_body())?;
     record.peer_function.store(low(peer), Ordering::Relaxed);

@@ -7,6 +7,7 @@
 //! Source.
 
 use ring_proto::admin::{AdminOp, CmAccept, CmListen, LISTEN_SHARED};
+use ring_proto::eqe::CmStatus;
 use ring_proto::sync::{AtomicU64, Ordering};
 
 use super::socket::{BOUND, CONNECTED, DISCONNECTED, LISTENING, Sock, unpack};
@@ -213,8 +214,18 @@ impl<'a> Locked<'a> {
 
     /// Refuses a request, for good.
     pub(crate) fn reject(&mut self, request: u32) {
+        self.refuse(request, CmStatus::REJECTED);
+    }
+
+    /// Refuses a request that there is nothing left for; its peer may try TCP.
+    pub(crate) fn turn_away(&mut self, request: u32) {
+        self.refuse(request, CmStatus::NO_RESOURCE);
+    }
+
+    fn refuse(&mut self, request: u32, status: CmStatus) {
         let body = CmAccept {
             request,
+            status: status.0,
             ..Default::default()
         };
         match self.admin(AdminOp::CM_REJECT, body.to_body()) {

@@ -22,7 +22,7 @@ mod legacy;
 mod listen;
 mod memory;
 mod options;
-mod queues;
+pub(crate) mod queues;
 mod rdma;
 mod reclaim;
 mod sharing;

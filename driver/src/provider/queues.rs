@@ -37,6 +37,11 @@ const MEMORY_LEN: u64 = SCRATCH_OFFSET + 320;
 /// Free sockets of a function that keep their queues.
 const SPARES: u32 = 128;
 
+/// How many free sockets keep their queues on a NIC that has so many QPs: where these are few, other processes of the node want them.
+pub(crate) const fn spare_limit(qps: u64) -> u32 {
+    if qps < 8 * SPARES as u64 { 0 } else { SPARES }
+}
+
 /// Who will hold a socket's QP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Holder {
@@ -199,7 +204,8 @@ impl<'a> Locked<'a> {
 
     fn may_keep(&self, sock: &Sock<'_>) -> bool {
         let header = self.function.header();
-        let has_room = header.spares.load(Ordering::Relaxed) < SPARES;
+        let has_room =
+            header.spares.load(Ordering::Relaxed) < header.spare_limit.load(Ordering::Relaxed);
         // The listener's QP ends with the listener; what failed by itself may have a broken CQ.
         has_room
             && sock.record.untaken.load(Ordering::Relaxed) == 0

@@ -96,8 +96,8 @@ impl Core {
             .zip(&self.functions)
             .find(|(_, cell)| cell.get().is_none())
             .ok_or(WsaError::Mfile)?;
-        let attachment = self.opener.open().map_err(|_| WsaError::NetDown)?;
-        let function = Function::attach(attachment).map_err(|_| WsaError::NetDown)?;
+        let attachment = self.opener.open().map_err(|error| starved(error.errno()))?;
+        let function = Function::attach(attachment).map_err(|error| starved(error.errno()))?;
         let me = function.identity().word();
         self.opener
             .hold(Holding {
@@ -121,6 +121,14 @@ impl Core {
     /// Number of a process among all sharers; see `sharing`.
     pub(crate) fn root(&self) -> Option<&Function> {
         self.functions.first()?.get().map(|function| &**function)
+    }
+}
+
+/// Code of an opening that failed: a node whose limits are reached has no more functions to give now, and may have some later.
+const fn starved(errno: i32) -> WsaError {
+    match errno {
+        libc::ENOSPC | libc::ENOMEM => WsaError::NoBufs,
+        _ => WsaError::NetDown,
     }
 }
 

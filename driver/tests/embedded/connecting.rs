@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use driver::spi::{FD_ACCEPT, FD_CONNECT, Link, ServiceProvider, Verdict};
 use driver::sys;
 use driver::wsa::WsaError;
-use nic_emu::device::{BacklogFull, DeviceOptions};
+use nic_emu::device::{BacklogFull, DeviceOptions, Limits, Resource};
 use ring_proto::eqe::CmStatus;
 
 use crate::support::{Call, World, ip, is_set};
@@ -70,6 +70,33 @@ fn an_explicit_reject_is_final_and_makes_no_handle() {
     assert_eq!(ended.connect_error, Some(WsaError::ConnRefused));
     assert_eq!(ended.connect_detail, CmStatus::REJECTED.0);
     assert_eq!(world.a.start.waiting.link(active), Link::Down);
+}
+
+#[test]
+fn a_nic_without_queues_turns_requests_away_for_now() {
+    let world = World::new();
+    let (listener, wakes) = world.b.listener(ip(2), 80, 5);
+    let (active, ends) = world.a.connecting(4000, at(80));
+    world.b.events(listener, &wakes);
+    let node = world.device.with(|device| device.nodes()[1].id);
+    let limit = |qps| {
+        let mut limits = Limits::default();
+        limits.set(Resource::Qps, qps).unwrap();
+        world.device.with(|device| device.limit_node(node, limits));
+    };
+    limit(0);
+    world.b.upcalls.take();
+    assert_eq!(world.b.accept(listener), Err(WsaError::NoBufs));
+    let ended = world.a.events(active, &ends);
+    // Not a refusal: TCP may be tried.
+    assert_eq!(ended.connect_error, Some(WsaError::TimedOut));
+    assert_eq!(ended.connect_detail, CmStatus::NO_RESOURCE.0);
+    // The listener goes on.
+    limit(1);
+    let (next, ends) = world.a.connecting(4001, at(80));
+    world.b.events(listener, &wakes);
+    assert!(world.b.accept(listener).is_ok());
+    assert_eq!(world.a.events(next, &ends).connect_error, None);
 }
 
 #[test]

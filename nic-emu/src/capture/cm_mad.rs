@@ -178,7 +178,7 @@ fn guid(function: u32) -> [u8; 8] {
 fn reason(status: u8) -> u16 {
     match CmStatus(status.into()) {
         CmStatus::NO_LISTENER => 8,
-        CmStatus::BACKLOG_FULL => 3,
+        CmStatus::BACKLOG_FULL | CmStatus::NO_RESOURCE => 3,
         CmStatus::TIMED_OUT => 4,
         _ => 28,
     }

@@ -349,7 +349,7 @@ impl Client {
             request,
             qpn,
             listener,
-            reserved: 0,
+            status: 0,
         };
         Ok(self.admin(AdminOp::CM_ACCEPT, body.to_body())?.0)
     }

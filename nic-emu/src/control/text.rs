@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use super::{Inspected, Recorded};
-use crate::device::{Finding, Inspection, Recording, RuleCount, Topic, WorkQueueRow};
+use crate::device::{Finding, Inspection, Recording, Resource, RuleCount, Topic, WorkQueueRow};
 
 /// Tables of an inspection: of some parts, of all when none is named.
 #[must_use]
@@ -26,7 +26,7 @@ pub fn inspection(answer: &Inspected, topics: &[Topic]) -> String {
         engine.active_qps,
         if engine.validate { "on" } else { "off" },
     );
-    let parts: [(Topic, &str, Vec<Vec<String>>); 8] = [
+    let parts: [(Topic, &str, Vec<Vec<String>>); 9] = [
         (Topic::Functions, "functions", functions(found)),
         (Topic::Qps, "queue pairs", qps(found)),
         (Topic::Cqs, "completion queues", cqs(found)),
@@ -35,6 +35,7 @@ pub fn inspection(answer: &Inspected, topics: &[Topic]) -> String {
         (Topic::Mws, "memory windows", mws(found)),
         (Topic::Windows, "windows", windows(found)),
         (Topic::Doorbells, "doorbells", doorbells(found)),
+        (Topic::Limits, "limits", limits(found)),
     ];
     for (topic, title, rows) in parts {
         if wants(topic) {
@@ -339,6 +340,21 @@ fn doorbells(found: &Inspection) -> Vec<Vec<String>> {
             if row.is_dirty { "yes" } else { "" }.into(),
         ]
     }));
+    rows
+}
+
+/// A line per node: what it has of each, and behind a stroke what it may have, where it has a limit of its own.
+fn limits(found: &Inspection) -> Vec<Vec<String>> {
+    let names = Resource::ALL.map(|resource| resource.name().to_uppercase());
+    let mut rows = vec![[vec!["NODE".to_owned()], names.into()].concat()];
+    for of_node in found.limits.chunk_by(|one, other| one.node == other.node) {
+        let node = of_node.first().map(|row| row.node.clone());
+        let cells = of_node.iter().map(|row| match row.limit {
+            Some(limit) => format!("{}/{limit}", row.used),
+            None => row.used.to_string(),
+        });
+        rows.push(node.into_iter().chain(cells).collect());
+    }
     rows
 }
 

@@ -218,7 +218,9 @@ impl Device {
 
     fn execute_admin(&mut self, place: u32, command: &Command) -> Result<Results, AdminStatus> {
         let body = &command.body;
-        match AdminOp(command.opcode) {
+        let op = AdminOp(command.opcode);
+        self.may_execute(place, op)?;
+        match op {
             AdminOp::IDENTIFY => {
                 self.no_body(body)?;
                 let function = self.own(place)?;

@@ -454,6 +454,9 @@ impl Device {
 
     /// CM_ACCEPT.
     pub(crate) fn accept(&mut self, place: u32, wanted: CmAccept) -> Result<[u64; 2], AdminStatus> {
+        if wanted.status != 0 {
+            return Err(AdminStatus::INVALID);
+        }
         let at = self.living_qp(place, wanted.qpn)?;
         self.ready_to_connect(at)?;
         let function = self.own(place)?;
@@ -504,12 +507,17 @@ impl Device {
         if wanted.qpn != 0 || wanted.listener != 0 {
             return Err(AdminStatus::INVALID);
         }
+        let status = match CmStatus(wanted.status) {
+            CmStatus::OK => CmStatus::REJECTED,
+            told @ (CmStatus::REJECTED | CmStatus::NO_RESOURCE) => told,
+            _ => return Err(AdminStatus::INVALID),
+        };
         let id = *self
             .own(place)?
             .requests
             .get(&wanted.request)
             .ok_or(AdminStatus::NO_OBJECT)?;
-        self.end_connect(id, Some(CmStatus::REJECTED), false);
+        self.end_connect(id, Some(status), false);
         Ok([0, 0])
     }
 

@@ -31,6 +31,7 @@ use super::cm::Listener;
 use super::cq::{CQ_LIMIT, Cq};
 use super::eq::EventQueue;
 use super::holder::{self, HolderTable};
+use super::limits::Resource;
 use super::mr::Regions;
 use super::pause;
 use super::qp::{QP_LIMIT, Qp, QpRef};
@@ -44,7 +45,7 @@ use super::{Device, DeviceError, Vectors, WindowRequest};
 /// Most PDs of a function.
 pub(crate) const PD_LIMIT: u32 = 4096;
 /// Most functions of a device, on all nodes together, orphaned ones included.
-const FUNCTIONS_LIMIT: usize = 4096;
+pub(crate) const FUNCTIONS_LIMIT: usize = 4096;
 /// Most listeners of a function.
 const LISTENER_LIMIT: u32 = 65_535;
 /// Name of the doorbell memory in /proc.
@@ -443,6 +444,7 @@ impl Device {
         if self.nodes.find(node).is_none() {
             return Err(DeviceError::NoNode(node));
         }
+        self.may_have(node, Resource::Functions, 1)?;
         let seed = self.options.seed;
         let function = self.functions.add(|id| Function::new(id, node, seed))?;
         self.publish_call_faults();
@@ -503,6 +505,9 @@ impl Device {
     /// # Errors
     /// Whatever [`DeviceError`] says about windows.
     pub fn map(&mut self, function: FunctionId, request: WindowRequest) -> Result<(), DeviceError> {
+        let node = self.function(function)?.node;
+        self.may_have(node, Resource::Windows, 1)?;
+        self.may_have(node, Resource::Memory, request.len)?;
         self.function_mut(function)?.windows.map(request)
     }
 

@@ -44,11 +44,13 @@ pub enum Topic {
     Windows,
     /// Doorbell lines in use.
     Doorbells,
+    /// What nodes have and may have.
+    Limits,
 }
 
 impl Topic {
     /// Every topic, in the order of a page.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Functions,
         Self::Qps,
         Self::Cqs,
@@ -57,6 +59,7 @@ impl Topic {
         Self::Mws,
         Self::Windows,
         Self::Doorbells,
+        Self::Limits,
         Self::Findings,
     ];
 
@@ -73,6 +76,7 @@ impl Topic {
             Self::Mws => "mws",
             Self::Windows => "windows",
             Self::Doorbells => "doorbells",
+            Self::Limits => "limits",
         }
     }
 }
@@ -394,6 +398,9 @@ pub struct Inspection {
     pub windows: Vec<WindowRow>,
     /// Doorbell lines.
     pub doorbells: Vec<DoorbellRow>,
+    /// What nodes have and may have.
+    #[serde(default)]
+    pub limits: Vec<super::LimitRow>,
     /// Findings.
     pub findings: Vec<super::Finding>,
     /// How often each rule was broken.
@@ -412,6 +419,9 @@ impl Device {
         if wants(Topic::Findings) {
             inspection.findings = self.findings();
             inspection.rules = self.rule_counts();
+        }
+        if wants(Topic::Limits) {
+            inspection.limits = self.limit_rows();
         }
         for (_, function) in self.functions.iter() {
             if wants(Topic::Functions) {

@@ -18,7 +18,7 @@
 //!  qp life  states, flush, orphans; modify: QP_MODIFY      port       a node's port, up or down
 //!  capture  what ports see, for readers outside
 //!  validate recorder pause inspect diagnosis: what helps to find faults           fault     faults on purpose
-//!  admin cm holder registers   control                     timer table node counters
+//!  admin cm holder registers   control                     timer table node counters limits
 //! ```
 
 use std::collections::hash_map::RandomState;
@@ -50,6 +50,7 @@ mod function;
 mod holder;
 mod inspect;
 mod life;
+mod limits;
 mod link;
 mod modify;
 mod mr;
@@ -82,6 +83,7 @@ pub use inspect::{
     CqRow, DoorbellRow, EngineRow, FunctionRow, Inspection, LastError, MrRow, MwRow, QpRow, SrqRow,
     Topic, UnknownTopic, WindowRow, WorkQueueRow,
 };
+pub use limits::{BadLimit, LimitRow, Limits, Resource};
 pub(crate) use link::{Circumstances, Direction, LinkTable, Passage};
 pub use link::{Distribution, LinkChange, LinkCounters, LinkParameters, LinkRow, LinkTrace};
 pub use node::NodeInfo;

@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use ring_proto::ids::NodeId;
 
 use super::counters::Counters;
+use super::limits::Limits;
 
 /// One node of the cluster.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(crate) struct Node {
     /// Cumulative counters; gauges stay 0 here.
     pub(crate) counters: Counters,
     pub(crate) is_port_up: bool,
+    /// Of its own.
+    pub(crate) limits: Limits,
 }
 
 /// A node as outsiders see it.
@@ -48,12 +51,19 @@ impl Nodes {
             aliases: Vec::new(),
             counters: Counters::default(),
             is_port_up: true,
+            limits: Limits::default(),
         });
         NodeId(id)
     }
 
     pub(crate) fn find(&self, id: NodeId) -> Option<&Node> {
         self.all.get(usize::from(id.0))
+    }
+
+    pub(crate) fn set_limits(&mut self, id: NodeId, limits: Limits) {
+        if let Some(node) = self.all.get_mut(usize::from(id.0)) {
+            node.limits = limits;
+        }
     }
 
     /// Takes a port up or down; whether that changed something, or `None` without such a node.

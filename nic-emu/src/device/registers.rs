@@ -9,12 +9,8 @@ use ring_proto::regs;
 use ring_proto::status::Syndrome;
 
 use super::admin::AdminRings;
-use super::cq::CQ_LIMIT;
-use super::function::{Function, PD_LIMIT};
-use super::mr::MR_LIMIT;
-use super::mw::MW_LIMIT;
-use super::qp::QP_LIMIT;
-use super::srq::SRQ_LIMIT;
+use super::function::Function;
+use super::limits::Resource;
 use super::{Device, DeviceError};
 
 /// What the client wrote, and what the device shows.
@@ -60,8 +56,9 @@ impl Device {
         let function = self.function(function)?;
         let (register, shift) = locate(offset, len)?;
         let is_port_up = self.nodes.is_port_up(function.node);
-        let value = function
-            .register(register, now_ns, is_port_up)
+        let value = limited(register)
+            .map(|resource| self.shown_limit(function.node, resource))
+            .or_else(|| function.register(register, now_ns, is_port_up))
             .ok_or(DeviceError::BadRegister { offset, len })?;
         Ok(if len == 4 {
             (value >> shift) & u64::from(u32::MAX)
@@ -166,16 +163,10 @@ impl Function {
             regs::ADMIN_SQ_BASE => registers.admin_sq_base,
             regs::ADMIN_CQ_BASE => registers.admin_cq_base,
             regs::ADMIN_DEPTH => registers.admin_depth.into(),
-            regs::MAX_QP => QP_LIMIT.into(),
-            regs::MAX_CQ => CQ_LIMIT.into(),
-            regs::MAX_MR => MR_LIMIT.into(),
-            regs::MAX_PD => PD_LIMIT.into(),
             regs::MAX_SLOT => ring_proto::uar::SLOTS.into(),
             regs::MAX_VECTOR => regs::VECTORS.into(),
             regs::MAX_MESSAGE => regs::MESSAGE_LIMIT.into(),
             regs::MAX_DEPTH => regs::DEPTH_LIMIT.into(),
-            regs::MAX_MW => MW_LIMIT.into(),
-            regs::MAX_SRQ => SRQ_LIMIT.into(),
             regs::LINK_STATE => is_port_up.into(),
             regs::NODE => self.node.0.into(),
             regs::ERROR_SYNDROME => registers.syndrome.0.into(),
@@ -183,6 +174,19 @@ impl Function {
             _ => return None,
         })
     }
+}
+
+/// What a register tells the limit of.
+const fn limited(register: u64) -> Option<Resource> {
+    Some(match register {
+        regs::MAX_QP => Resource::Qps,
+        regs::MAX_CQ => Resource::Cqs,
+        regs::MAX_MR => Resource::Mrs,
+        regs::MAX_PD => Resource::Pds,
+        regs::MAX_MW => Resource::Mws,
+        regs::MAX_SRQ => Resource::Srqs,
+        _ => return None,
+    })
 }
 
 /// The register an access belongs to, and the bits to shift for half of one.

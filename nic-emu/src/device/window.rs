@@ -81,6 +81,11 @@ impl Windows {
         self.by_iova.len()
     }
 
+    /// Bytes of all of them.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Checks and maps a window.
     pub(crate) fn map(&mut self, request: WindowRequest) -> Result<(), DeviceError> {
         let WindowRequest {

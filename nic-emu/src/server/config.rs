@@ -13,7 +13,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::error::ServeError;
-use crate::device::{self, LinkChange, PauseOn};
+use crate::device::{self, Limits, LinkChange, PauseOn};
 
 /// Most nodes of a cluster: what a /24 of node addresses has room for.
 pub const NODE_LIMIT: usize = 253;
@@ -152,6 +152,9 @@ pub struct NodeSpec {
     /// Addresses of its NIC; a node may have none.
     #[serde(default)]
     pub addresses: Vec<NodeAddress>,
+    /// How much its functions may have together, where it has limits of its own.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
 }
 
 /// See [`device::BacklogFull`].
@@ -298,6 +301,7 @@ mod tests {
                 .map(|(name, address)| NodeSpec {
                     name: (*name).into(),
                     addresses: vec![address.parse().unwrap()],
+                    limits: Limits::default(),
                 })
                 .collect(),
             subnet: Some(0),

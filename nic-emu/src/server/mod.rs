@@ -245,6 +245,7 @@ impl Server {
             .map(|node| {
                 let addresses: Vec<_> = node.addresses.iter().map(|a| a.ip).collect();
                 let id = device.add_node(&node.name, &addresses);
+                device.limit_node(id, node.limits);
                 let aliases = addresses.first().copied().and_then(loopback_aliases);
                 for alias in aliases.into_iter().flatten() {
                     device.add_alias(id, alias);

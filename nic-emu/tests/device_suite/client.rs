@@ -428,7 +428,7 @@ impl Client {
             request,
             qpn,
             listener,
-            reserved: 0,
+            status: 0,
         };
         self.status(device, AdminOp::CM_ACCEPT, body.to_body())
     }

@@ -347,6 +347,31 @@ fn explicit_reject_is_told() {
 }
 
 #[test]
+fn a_listener_without_resources_says_so() {
+    let (mut device, mut a, mut b) = two();
+    b.listen(&mut device, sock(B, 80), 8);
+    let qa = a.qp(&mut device);
+    dial(&mut device, &mut a, &qa, 80, 1000);
+    let request = b.event().unwrap().2;
+    let body = |status: CmStatus| CmAccept {
+        request,
+        status: status.0,
+        ..CmAccept::default()
+    };
+    for wrong in [CmStatus::NO_LISTENER, CmStatus::TIMED_OUT, CmStatus(99)] {
+        let told = b.status(&mut device, AdminOp::CM_REJECT, body(wrong).to_body());
+        assert_eq!(told, AdminStatus::INVALID, "{wrong}");
+    }
+    let status = body(CmStatus::NO_RESOURCE).to_body();
+    assert_eq!(
+        b.status(&mut device, AdminOp::CM_ACCEPT, status),
+        AdminStatus::INVALID
+    );
+    b.ok(&mut device, AdminOp::CM_REJECT, status);
+    assert_eq!(a.events(), [rejected(&qa, CmStatus::NO_RESOURCE)]);
+}
+
+#[test]
 fn cancel_withdraws_the_request() {
     let (mut device, mut a, mut b) = two();
     let listener = b.listen(&mut device, sock(B, 80), 8);

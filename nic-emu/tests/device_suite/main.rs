@@ -21,6 +21,7 @@ mod flush;
 mod holders;
 mod hostile;
 mod hot_path;
+mod limits;
 mod model;
 mod modify;
 mod mw;

@@ -209,7 +209,7 @@ fn accept_fields() -> Vec<Field> {
         request,
         qpn,
         listener,
-        reserved
+        status
     })
 }
 
@@ -238,7 +238,7 @@ pub(crate) fn accept(op: AdminOp) {
                 (Is(0xffff_ffff), NO_OBJECT),
             ],
         ),
-        ("reserved", &[(Is(1), INVALID), (Is(1 << 31), INVALID)]),
+        ("status", &[(Is(1), INVALID), (Is(1 << 31), INVALID)]),
     ];
     table(op, &accept_fields(), &rows, |stage| {
         CmAccept {
@@ -258,7 +258,17 @@ pub(crate) fn reject(op: AdminOp) {
         ),
         ("qpn", &[(Is(1), INVALID), (Is(0xffff_ffff), INVALID)]),
         ("listener", &[(Is(1), INVALID), (Is(0xffff_ffff), INVALID)]),
-        ("reserved", &[(Is(1), INVALID), (Is(1 << 31), INVALID)]),
+        (
+            "status",
+            // REJECTED and NO_RESOURCE; the others are the device's to tell.
+            &[
+                (Is(2), OK),
+                (Is(7), OK),
+                (Is(1), INVALID),
+                (Is(6), INVALID),
+                (Is(1 << 31), INVALID),
+            ],
+        ),
     ];
     table(op, &accept_fields(), &rows, |stage| {
         CmAccept {

@@ -170,7 +170,9 @@ fn commands_tell(place: &str) {
     assert_eq!(answer(&["continue", place]), "running\n");
     let unknown = run(&["inspect", "nonsense", place]);
     assert_eq!(unknown.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&unknown.stderr).contains("doorbells, findings, recorder"));
+    assert!(
+        String::from_utf8_lossy(&unknown.stderr).contains("doorbells, limits, findings, recorder")
+    );
     let refused = run(&["step", place]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("not paused"));

@@ -76,6 +76,7 @@ pub(crate) fn config(dir: &Path) -> ClusterConfig {
     let node = |name: &str, address: &str| NodeSpec {
         name: name.into(),
         addresses: vec![address.parse().unwrap()],
+        limits: nic_emu::device::Limits::default(),
     };
     ClusterConfig {
         name: "test".into(),

@@ -151,6 +151,7 @@ fn serve(
     let node = NodeSpec {
         name: "bench".into(),
         addresses: Vec::new(),
+        limits: nic_emu::device::Limits::default(),
     };
     let path = directory.join(SOCKET);
     let devices = vec![DeviceSocket { node, path }];
