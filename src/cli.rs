@@ -333,6 +333,12 @@ pub(crate) struct LinkSet {
     /// Bits each second; 0 is without limit.
     #[arg(long, value_name = "RATE", value_parser = units::rate_bps)]
     pub(crate) bandwidth: Option<u64>,
+    /// Bytes that wait for that bandwidth at most, as 64KiB; what finds no room is dropped. 'no limit' takes the limit away.
+    #[arg(long, value_name = "SIZE", value_parser = units::queue_bytes)]
+    pub(crate) queue: Option<u64>,
+    /// Longest IP packet in bytes, 576 to 9216, of both directions.
+    #[arg(long, value_name = "BYTES", value_parser = units::mtu_bytes)]
+    pub(crate) mtu: Option<u32>,
     /// Everything that is not given as on a perfect link, and not cut.
     #[arg(long)]
     pub(crate) perfect: bool,

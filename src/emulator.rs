@@ -392,7 +392,7 @@ fn prepare(
     let claim = Claim::of(&plan)?;
     let spaces = match plan.isolation {
         Isolation::Loopback => Vec::new(),
-        Isolation::Netns => netns::make(&claim.nodes, &arguments.directory)?,
+        Isolation::Netns => netns::make(&claim.nodes, plan.interface_mtus(), &arguments.directory)?,
     };
     let proxies = netns::publish(&plan.nodes, &claim.nodes, &spaces)?;
     Ok((plan, claim, spaces, proxies))

@@ -6,6 +6,11 @@
 
 use std::time::Duration;
 
+use nic_emu::device::MTU_BYTES;
+
+/// The length of a queue that holds whatever comes.
+const NO_LIMIT: &str = "no limit";
+
 /// Time with its unit, in nanoseconds: `25 us`, `1ms`, `1 min 30 s`.
 pub(crate) fn time_ns(text: &str) -> Result<u64, String> {
     if text.trim() == "0" {
@@ -81,6 +86,31 @@ pub(crate) fn size_bytes(text: &str) -> Result<u64, String> {
         .map_err(|_| format!("`{text}` is no size; write it as `64 MiB` or `1 MB`"))
 }
 
+/// The length of a queue: a size, or `no limit`, which is 0.
+pub(crate) fn queue_bytes(text: &str) -> Result<u64, String> {
+    if text.trim() == NO_LIMIT {
+        return Ok(0);
+    }
+    let size = text.trim().parse::<bytesize::ByteSize>();
+    let bytes = size.ok().map(|size| size.as_u64());
+    bytes.filter(|&bytes| bytes != 0).ok_or_else(|| {
+        format!(
+            "`{text}` is no length of a queue; write it as `64 KiB` or `1 MB`, from 1 B, or `{NO_LIMIT}`"
+        )
+    })
+}
+
+/// An MTU of a link, in bytes.
+pub(crate) fn mtu_bytes(text: &str) -> Result<u32, String> {
+    let bytes = text.trim().parse().ok();
+    bytes
+        .filter(|bytes| MTU_BYTES.contains(bytes))
+        .ok_or_else(|| {
+            let (least, most) = (MTU_BYTES.start(), MTU_BYTES.end());
+            format!("`{text}` is no MTU; it is a whole number of bytes from {least} to {most}")
+        })
+}
+
 /// A decimal number times ten to the power of `digits`, when that is a whole number.
 fn decimal(text: &str, digits: usize) -> Option<u64> {
     let text = text.trim();
@@ -121,6 +151,26 @@ pub(crate) fn show_share(ppm: u32) -> String {
     let part = part.trim_end_matches('0');
     let point = if part.is_empty() { "" } else { "." };
     format!("{}{point}{part} %", ppm / 10_000)
+}
+
+/// A length of a queue as [`queue_bytes`] reads it.
+pub(crate) fn show_queue(bytes: u64) -> String {
+    if bytes == 0 {
+        return NO_LIMIT.into();
+    }
+    for (unit, name) in [
+        (1 << 30, "GiB"),
+        (1 << 20, "MiB"),
+        (1 << 10, "KiB"),
+        (1_000_000_000, "GB"),
+        (1_000_000, "MB"),
+        (1_000, "kB"),
+    ] {
+        if bytes.is_multiple_of(unit) {
+            return format!("{} {name}", bytes / unit);
+        }
+    }
+    format!("{bytes} B")
 }
 
 /// A rate as [`rate_bps`] reads it.

@@ -90,6 +90,32 @@ fn links_are_changed_one_value_at_a_time_and_shown() {
     for part in ["20us pareto", "0.1 %, bursts 0.2 %/25 %/100 %"] {
         assert!(table.contains(part), "{table}");
     }
+    lab.succeed(&["link", "set", "a:b", "--queue", "64 KiB"]);
+    lab.succeed(&["link", "set", "a", "b", "--mtu", "1500"]);
+    let shown = lab.json(&["link", "show", "a", "b", "--json"]);
+    let [there, back] = [0, 1].map(|row| &shown["links"][row]["parameters"]);
+    assert_eq!(
+        (&there["queue_bytes"], &back["queue_bytes"]),
+        (&65_536.into(), &0.into())
+    );
+    assert_eq!(
+        (&there["mtu_bytes"], &back["mtu_bytes"]),
+        (&1_500.into(), &1_500.into())
+    );
+    assert_eq!(there["loss_ppm"], 1_000);
+    let table = lab.succeed(&["link", "show", "a", "b"]);
+    for part in ["64 KiB", "1500 (RDMA 1024)", "DROPPED"] {
+        assert!(table.contains(part), "{table}");
+    }
+    let topo = lab.succeed(&["topo"]);
+    for part in ["10 Mbit/s, queue 64 KiB", "MTU 1500"] {
+        assert!(topo.contains(part), "{topo}");
+    }
+    let failure = lab.fail(1, &["link", "set", "a:b", "--mtu", "9000"]);
+    assert!(failure.contains("both directions"), "{failure}");
+    lab.succeed(&["link", "set", "a:b", "--queue", "no limit"]);
+    let shown = lab.json(&["link", "show", "a:b", "--json"]);
+    assert_eq!(shown["links"][0]["parameters"]["queue_bytes"], 0);
     let one = lab.json(&["link", "show", "c:a", "--json"]);
     assert_eq!(one["links"].as_array().unwrap().len(), 1);
     assert_eq!(one["links"][0]["parameters"]["up"], true);
@@ -152,6 +178,8 @@ fn errors_name_the_thing_and_the_remedy() {
             &["link", "set", "a", "b", "--jitter-distribution", "gauss"],
             "uniform, normal, pareto",
         ),
+        (&["link", "set", "a", "b", "--mtu", "100"], "576 to 9216"),
+        (&["link", "set", "a", "b", "--queue", "0"], "64 KiB"),
         (
             &["link", "set", "a", "b", "--bandwidth", "fast"],
             "10 Gbit/s",

@@ -249,3 +249,85 @@ fn hooked_programs_keep_the_san() {
     cluster.wait_no_connections();
     cluster.assert_road(Road::San, &["a", "b"]);
 }
+
+#[test]
+fn the_mtu_of_links_is_that_of_interfaces_and_of_streams() {
+    let Some([ping]) = programs::find(["ping"]) else {
+        return;
+    };
+    let Some((lab, program)) = world("the_mtu_of_links_is_that_of_interfaces_and_of_streams")
+    else {
+        return;
+    };
+    let cluster = netns::up(&lab, &["a", "b", "c"], &link("a", "b", "mtu = 9000"));
+    // With the headers of IP and ICMP, and a packet that must not be cut.
+    let pings = |to: &str, len: u32| {
+        let size = (len - 28).to_string();
+        let command = [
+            ping.to_str().unwrap(),
+            "-M",
+            "do",
+            "-c",
+            "1",
+            "-W",
+            "60",
+            "-s",
+            &size,
+            to,
+        ];
+        let output = cluster.run("a", command).output().unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
+        )
+    };
+    assert!(pings("b", 9000).0, "{:?}", pings("b", 9000));
+    assert!(!pings("b", 9001).0);
+    // The interface would take it, the link does not, and the sender is told.
+    let (passed, said) = pings("c", 1501);
+    assert!(!passed && said.contains("1500"), "{said}");
+    assert!(pings("c", 1500).0, "{:?}", pings("c", 1500));
+
+    // A stream goes on when the MTU falls under it.
+    let mut server = netns::start(&lab, &cluster, "b", &program);
+    let mut sender = netns::start(&lab, &cluster, "a", &program);
+    connect(&cluster, "b", &mut server, &mut sender);
+    server.post("recv 500000");
+    sender.expect("send 500000", "sent 500000");
+    assert_eq!(server.answer(), "received 500000 right more");
+    let before = counters(&cluster, "a", "b");
+    // In jumbo frames.
+    assert!(before.sent < 300, "{before:?}");
+    let less = LinkChange {
+        mtu_bytes: Some(1000),
+        ..LinkChange::default()
+    };
+    change(&cluster, ("a", "b"), true, less);
+    server.post("recv 500000");
+    sender.expect("send 500000", "sent 500000");
+    assert_eq!(server.answer(), "received 500000 right more");
+    let after = counters(&cluster, "a", "b");
+    assert!(after.lost > before.lost, "{after:?}");
+    assert!(after.sent - before.sent > 500, "{after:?}");
+}
+
+#[test]
+fn frames_that_find_the_queue_full_are_dropped_and_streams_go_on() {
+    let Some((lab, program)) = world("frames_that_find_the_queue_full_are_dropped") else {
+        return;
+    };
+    let short = "bandwidth = \"20 Mbit/s\"\nb_to_a = { queue = \"no limit\" }\na_to_b = { queue = \"8 KiB\" }";
+    let cluster = netns::up(&lab, &["a", "b"], &link("a", "b", short));
+    let mut server = netns::start(&lab, &cluster, "b", &program);
+    let mut sender = netns::start(&lab, &cluster, "a", &program);
+    connect(&cluster, "b", &mut server, &mut sender);
+    server.post("recv 1000000");
+    sender.expect("send 1000000", "sent 1000000");
+    assert_eq!(server.answer(), "received 1000000 right more");
+    let there = counters(&cluster, "a", "b");
+    assert!(
+        there.dropped > 0 && there.lost == there.dropped,
+        "{there:?}"
+    );
+    assert_eq!(counters(&cluster, "b", "a").dropped, 0);
+}

@@ -9,7 +9,7 @@ use nic_emu::server::{NodeAddress, UngovernedPolicy};
 use serde::{Deserialize, Serialize};
 
 use super::tree::{Entry, Value};
-use super::{CLAIM_HOST, Fault, choice, fault, wrong_kind};
+use super::{CLAIM_HOST, ClusterPlan, Fault, NodePlan, choice, fault, wrong_kind};
 
 /// What keeps the nodes of a cluster apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -132,6 +132,29 @@ pub(super) fn read_publish(
         }
     }
     Ok(all)
+}
+
+/// MTU of an interface on a link that tells none: Ethernet's.
+const ETHERNET_MTU: u32 = 1500;
+
+impl ClusterPlan {
+    /// MTU of each node's interface: the longest packet that any of its links takes. What is too long for another is told to its sender.
+    pub(crate) fn interface_mtus(&self) -> Vec<u32> {
+        let told = |one: &str, other: &str| {
+            let link = self.links.iter().find(|link| {
+                (link.a.as_str(), link.b.as_str()) == (one, other)
+                    || (link.b.as_str(), link.a.as_str()) == (one, other)
+            });
+            let mtu = link.and_then(|link| link.a_to_b.mtu_bytes);
+            mtu.unwrap_or(ETHERNET_MTU)
+        };
+        let mtu = |node: &NodePlan| {
+            let others = self.nodes.iter().filter(|other| other.name != node.name);
+            let mtus = others.map(|other| told(&node.name, &other.name));
+            mtus.max().unwrap_or(ETHERNET_MTU)
+        };
+        self.nodes.iter().map(mtu).collect()
+    }
 }
 
 /// Network of nodes in namespace mode that the file gives no address.

@@ -2,7 +2,7 @@
 //!
 //! Place: `config` hands the tables in once the nodes are known; the emulator sets the links at its start and runs the events by the clock.
 //! Invariants: both ends of a link are nodes of the file and differ, no pair stands twice, every value is one that the device takes; events
-//! are in the order of their times. Source: ours, docs/cluster.md. Leaves out: models that the device does not have (queues, MTU).
+//! are in the order of their times. Source: ours, docs/cluster.md.
 
 use nic_emu::device::{Distribution, LinkChange};
 use nic_emu::server::{EventSpec, LinkSpec, Trouble};
@@ -14,8 +14,10 @@ use super::tree::{Entry, Node, Value};
 use crate::units;
 
 /// Parameters that both `[[link]]` and `set` take.
-const PARAMETERS: [&str; 12] = [
+const PARAMETERS: [&str; 14] = [
     "bandwidth",
+    "queue",
+    "mtu",
     "latency",
     "jitter",
     "jitter_distribution",
@@ -28,6 +30,9 @@ const PARAMETERS: [&str; 12] = [
     "duplicate",
     "corrupt",
 ];
+
+/// Why one direction cannot have its own.
+const MTU_BOTH_WAYS: &str = "an MTU holds for both directions of a link";
 
 /// A link as the file describes it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -200,6 +205,10 @@ fn shown(change: &LinkChange) -> Vec<(&'static str, String)> {
         change
             .bandwidth_bps
             .map(|bps| quoted(units::show_rate(bps))),
+        change
+            .queue_bytes
+            .map(|bytes| quoted(units::show_queue(bytes))),
+        change.mtu_bytes.map(|bytes| bytes.to_string()),
         time(change.latency_ns),
         time(change.jitter_ns),
         change
@@ -265,8 +274,8 @@ fn read_link(node: &Node, index: usize, nodes: &[String]) -> Result<LinkPlan, Fa
         match entry.key.as_str() {
             "a" => a = Some(known_node(entry, &path, nodes)?),
             "b" => b = Some(known_node(entry, &path, nodes)?),
-            "a_to_b" => over[0] = read_change(&entry.node, &path)?,
-            "b_to_a" => over[1] = read_change(&entry.node, &path)?,
+            "a_to_b" => over[0] = read_direction(&entry.node, &path)?,
+            "b_to_a" => over[1] = read_direction(&entry.node, &path)?,
             _ if is_parameter(&entry.key) => read_parameter(entry, &path, &mut both)?,
             _ => {
                 let mut keys = vec!["a", "b", "a_to_b", "b_to_a", "up"];
@@ -330,9 +339,31 @@ fn read_change(node: &Node, path: &str) -> Result<LinkChange, Fault> {
     Ok(change)
 }
 
+/// Reads what holds for one direction.
+fn read_direction(node: &Node, path: &str) -> Result<LinkChange, Fault> {
+    for entry in table(node, path)? {
+        if entry.key == "mtu" {
+            return fault(
+                entry.line,
+                format!("{path}.mtu: {MTU_BOTH_WAYS}: write it beside `a` and `b`"),
+            );
+        }
+    }
+    read_change(node, path)
+}
+
 fn read_parameter(entry: &Entry, path: &str, change: &mut LinkChange) -> Result<(), Fault> {
     if entry.key == "up" {
         change.up = Some(boolean(entry, path)?);
+        return Ok(());
+    }
+    if entry.key == "mtu" {
+        let Value::Number(number) = entry.node.value else {
+            return wrong_kind(entry, path, "a whole number from 576 to 9216");
+        };
+        change.mtu_bytes = Some(units::mtu_bytes(&number.to_string()).or_else(|message| {
+            fault(entry.node.line.or(entry.line), format!("{path}: {message}"))
+        })?);
         return Ok(());
     }
     if entry.key == "jitter_distribution" {
@@ -342,6 +373,7 @@ fn read_parameter(entry: &Entry, path: &str, change: &mut LinkChange) -> Result<
     }
     let wanted = match entry.key.as_str() {
         "bandwidth" => "a rate, as \"10 Gbit/s\",",
+        "queue" => "the length of a queue, as \"64 KiB\",",
         "latency" | "jitter" | "reorder_by" => "a time, as \"25 us\",",
         _ => "a share, as \"0.1 %\",",
     };
@@ -356,6 +388,7 @@ fn read_parameter(entry: &Entry, path: &str, change: &mut LinkChange) -> Result<
     let share = || units::share_ppm(text).map(Some).map_err(wrong);
     match entry.key.as_str() {
         "bandwidth" => change.bandwidth_bps = units::rate_bps(text).map(Some).map_err(wrong)?,
+        "queue" => change.queue_bytes = units::queue_bytes(text).map(Some).map_err(wrong)?,
         "latency" => change.latency_ns = time()?,
         "jitter" => change.jitter_ns = time()?,
         "loss" => change.loss_ppm = share()?,
@@ -433,6 +466,11 @@ fn read_event(node: &Node, index: usize, all: &[NodePlan]) -> Result<EventPlan, 
             node,
             up: action == "up",
         },
+        ("set", Some(ends), None)
+            if ends.len() == 1 && set.is_some_and(|set: LinkChange| set.mtu_bytes.is_some()) =>
+        {
+            return wrong(&format!("{MTU_BOTH_WAYS}: write `link = [\"a\", \"b\"]`"));
+        }
         ("set" | "down" | "up" | "partition" | "heal", Some(ends), None) => {
             let change = set.unwrap_or(LinkChange {
                 up: Some(matches!(action, "up" | "heal")),

@@ -197,6 +197,11 @@ struct Parameters {
     up: Option<bool>,
     /// Of each direction.
     bandwidth: Option<Rate>,
+    /// What waits for a limited bandwidth at most; a packet that finds no room is dropped.
+    queue: Option<QueueLength>,
+    /// Longest IP packet; holds for both directions.
+    #[schemars(range(min = 576, max = 9216))]
+    mtu: Option<u32>,
     /// Time on the way.
     latency: Option<Time>,
     /// Largest extra time on the way.
@@ -364,6 +369,17 @@ struct Size(
     #[schemars(regex(pattern = "^\\s*[0-9]+(\\.[0-9]*)?\\s*[kKmMgGtTpP]?[iI]?[bB]?\\s*$"))] String,
 );
 
+/// The length of a queue: 64 KiB, 1 MB, or `no limit`.
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "its field is read by the derive alone")]
+struct QueueLength(
+    #[schemars(regex(
+        pattern = "^\\s*(no limit|0*[1-9][0-9]*(\\.[0-9]*)?\\s*[kKMGTPmgtp]?[iI]?[bB]?)\\s*$"
+    ))]
+    String,
+);
+
 /// A rate: 10 Gbit/s, 125 MB/s, or 0 for no limit.
 #[derive(JsonSchema)]
 #[schemars(transparent)]
@@ -491,7 +507,7 @@ mod tests {
             }
         }
         let value = json!({"node": [{"name": "a", "run": [{"command": ["x"]}], "ready": {"tcp": 1}}, {"name": "b", "limits": {"qps": 4, "memory": "1.5 GiB"}}],
-            "link": [{"a": "a", "b": "b", "bandwidth": "1.5 Mbit/s", "loss": "0", "jitter_distribution": "pareto", "burst_enter": "0.1 %", "b_to_a": {"up": false, "latency": "1 min 3 s"}}],
+            "link": [{"a": "a", "b": "b", "bandwidth": "1.5 Mbit/s", "loss": "0", "queue": "64 KiB", "mtu": 9000, "jitter_distribution": "pareto", "burst_enter": "0.1 %", "b_to_a": {"up": false, "latency": "1 min 3 s"}}],
             "event": [{"at": "0", "action": "heal"}, {"at": "1 s", "link": ["a", "b"], "action": "down"}, {"at": "1 s", "node": "a", "action": "kill"}]});
         assert_eq!(
             validator

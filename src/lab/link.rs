@@ -135,9 +135,12 @@ fn render(links: &Links) -> String {
         "DUPLICATE",
         "CORRUPT",
         "BANDWIDTH",
+        "QUEUE",
+        "MTU",
         ">SENT",
         ">DELIVERED",
         ">LOST",
+        ">DROPPED",
     ]);
     for row in &links.links {
         let p = row.parameters;
@@ -164,9 +167,12 @@ fn render(links: &Links) -> String {
             } else {
                 units::show_rate(p.bandwidth_bps)
             },
+            units::show_queue(p.queue_bytes),
+            mtu(&p),
             output::count(row.counters.sent),
             output::count(row.counters.delivered),
             output::count(row.counters.lost),
+            output::count(row.counters.dropped),
         ]);
     }
     if table.is_empty() {
@@ -184,6 +190,14 @@ fn render(links: &Links) -> String {
         text.push_str(&format!("\nports down: {}\n", down.join(", ")));
     }
     text
+}
+
+/// The MTU, and what an RDMA packet carries.
+fn mtu(of: &LinkParameters) -> String {
+    match of.mtu_bytes {
+        0 => "-".into(),
+        mtu => format!("{mtu} (RDMA {})", of.path_mtu()),
+    }
 }
 
 fn jitter(of: &LinkParameters) -> String {
@@ -221,10 +235,12 @@ fn set(arguments: &cli::LinkSet) -> Result<(), Failure> {
         duplicate_ppm: arguments.duplicate,
         corrupt_ppm: arguments.corrupt,
         bandwidth_bps: arguments.bandwidth,
+        queue_bytes: arguments.queue,
+        mtu_bytes: arguments.mtu,
     };
     if change == LinkChange::default() && !arguments.perfect {
         return Err(Failure::usage(
-            "nothing to set; give --latency, --jitter, --jitter-distribution, --loss, --burst-enter, --burst-leave, --burst-loss, --reorder, --duplicate, --corrupt, --bandwidth or --perfect",
+            "nothing to set; give --latency, --jitter, --jitter-distribution, --loss, --burst-enter, --burst-leave, --burst-loss, --reorder, --duplicate, --corrupt, --bandwidth, --queue, --mtu or --perfect",
         ));
     }
     if arguments.perfect {

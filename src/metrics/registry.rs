@@ -86,12 +86,17 @@ const NIC_GAUGES: [Told<Counters, u64>; 7] = [
 ];
 
 /// Counters of a direction of a link.
-const LINK_COUNTERS: [Told<LinkCounters, u64>; 6] = [
+const LINK_COUNTERS: [Told<LinkCounters, u64>; 7] = [
     ("packets_sent", "Packets put on the link", |c| c.sent),
     ("packets_delivered", "Packets taken off the link", |c| {
         c.delivered
     }),
     ("packets_lost", "Packets lost on the link", |c| c.lost),
+    (
+        "packets_dropped",
+        "Packets lost that found the queue full",
+        |c| c.dropped,
+    ),
     ("packets_reordered", "Packets held back on the link", |c| {
         c.reordered
     }),
@@ -108,7 +113,7 @@ const LINK_COUNTERS: [Told<LinkCounters, u64>; 6] = [
 const NS: f64 = 1e-9;
 
 /// What a direction of a link is set to.
-const LINK_GAUGES: [Told<LinkParameters, f64>; 11] = [
+const LINK_GAUGES: [Told<LinkParameters, f64>; 13] = [
     ("up", "Whether anything arrives", |p| {
         f64::from(u8::from(p.up))
     }),
@@ -120,6 +125,14 @@ const LINK_GAUGES: [Told<LinkParameters, f64>; 11] = [
     }),
     ("loss_ratio", "Share of packets lost on purpose", |p| {
         f64::from(p.loss_ppm) / 1e6
+    }),
+    (
+        "queue_bytes",
+        "Bytes that wait for a limited bandwidth at most; 0 is without limit",
+        |p| as_f64(p.queue_bytes),
+    ),
+    ("mtu_bytes", "Longest IP packet; 0 is not told", |p| {
+        f64::from(p.mtu_bytes)
     }),
     (
         "burst_enter_ratio",

@@ -58,9 +58,9 @@ fn make_all(order: &Order, hand: Hand<'_>) -> anyhow::Result<()> {
     mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
         .context("cannot part the mounts from the host's")?;
     let clean = namespace("mnt")?;
-    for (number, node) in (0u16..).zip(&order.nodes) {
+    for ((number, node), &mtu) in (0u16..).zip(&order.nodes).zip(&order.mtus) {
         setns(&clean, CloneFlags::CLONE_NEWNS).context("cannot go back to the first mounts")?;
-        let made = make_one(number, node, &order.hosts);
+        let made = make_one(number, node, mtu, &order.hosts);
         let tap = made.with_context(|| format!("node {}", node.name))?;
         interface::open_to_users(group, is_root);
         let [mount, uts, network] = ["mnt", "uts", "net"].map(namespace);
@@ -82,7 +82,7 @@ fn make_all(order: &Order, hand: Hand<'_>) -> anyhow::Result<()> {
 }
 
 /// Makes the namespaces of a node and leaves the process in them.
-fn make_one(number: u16, node: &NodeSpec, hosts: &Path) -> anyhow::Result<OwnedFd> {
+fn make_one(number: u16, node: &NodeSpec, mtu: u32, hosts: &Path) -> anyhow::Result<OwnedFd> {
     let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWNET;
     unshare(own).context("cannot make namespaces")?;
     sethostname(&node.name).context("cannot set the host name")?;
@@ -99,7 +99,7 @@ fn make_one(number: u16, node: &NodeSpec, hosts: &Path) -> anyhow::Result<OwnedF
         Err(error) => return Err(error).context("cannot mount the node's /etc/hosts"),
     }
     let tap = tap::make(INTERFACE)?;
-    interface::set_up(mac_of(number), &node.addresses)?;
+    interface::set_up(mac_of(number), mtu, &node.addresses)?;
     Ok(tap)
 }
 

@@ -14,26 +14,26 @@ use super::netlink::{CREATE, Netlink, Request};
 const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
 const LINK_ADDRESS: u16 = 1;
+const LINK_MTU: u16 = 4;
 const PEER_ADDRESS: u16 = 1;
 const LOCAL_ADDRESS: u16 = 2;
 const BROADCAST_ADDRESS: u16 = 4;
 /// Index of the loopback interface in every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// Brings both up, with a MAC address and the node's addresses.
-pub(super) fn set_up(mac: [u8; 6], addresses: &[NodeAddress]) -> anyhow::Result<()> {
+/// Brings both up, with a MAC address, an MTU and the node's addresses.
+pub(super) fn set_up(mac: [u8; 6], mtu: u32, addresses: &[NodeAddress]) -> anyhow::Result<()> {
     let netlink = Netlink::open()?;
-    let up = |index, mac: Option<[u8; 6]>| {
-        let request = Request::new(NEW_LINK, 0, &link(index, libc::IFF_UP));
-        netlink.ask(match mac {
-            Some(mac) => request.attribute(LINK_ADDRESS, &mac),
-            None => request,
-        })
-    };
-    up(LOOPBACK, None).context("cannot bring up the loopback interface")?;
+    let up = |index| Request::new(NEW_LINK, 0, &link(index, libc::IFF_UP));
+    netlink
+        .ask(up(LOOPBACK))
+        .context("cannot bring up the loopback interface")?;
     let index = nix::net::if_::if_nametoindex(INTERFACE)
         .with_context(|| format!("cannot find {INTERFACE}"))?;
-    up(index, Some(mac)).with_context(|| format!("cannot bring up {INTERFACE}"))?;
+    let own = up(index).attribute(LINK_ADDRESS, &mac);
+    netlink
+        .ask(own.attribute(LINK_MTU, &mtu.to_ne_bytes()))
+        .with_context(|| format!("cannot bring up {INTERFACE} with an MTU of {mtu}"))?;
     for address in addresses {
         netlink
             .ask(add(index, *address))

@@ -46,6 +46,8 @@ const FD_LIMIT: usize = 8;
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     nodes: Vec<NodeSpec>,
+    /// MTU of each node's interface.
+    mtus: Vec<u32>,
     /// The nodes' /etc/hosts.
     hosts: PathBuf,
 }
@@ -59,7 +61,11 @@ enum Answer {
 }
 
 /// Makes the namespaces and interfaces of a cluster's nodes.
-pub(crate) fn make(nodes: &[NodeSpec], directory: &Path) -> anyhow::Result<Vec<NodeSpace>> {
+pub(crate) fn make(
+    nodes: &[NodeSpec],
+    mtus: Vec<u32>,
+    directory: &Path,
+) -> anyhow::Result<Vec<NodeSpace>> {
     // Each node costs five descriptors. The server asks for the same.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         // Where it is refused, the limit says so below.
@@ -70,6 +76,7 @@ pub(crate) fn make(nodes: &[NodeSpec], directory: &Path) -> anyhow::Result<Vec<N
         .with_context(|| format!("cannot write {}", hosts.display()))?;
     order(&Order {
         nodes: nodes.to_vec(),
+        mtus,
         hosts,
     })
 }
@@ -82,6 +89,7 @@ pub(crate) fn probe() -> anyhow::Result<bool> {
             addresses: Vec::new(),
             limits: nic_emu::device::Limits::default(),
         }],
+        mtus: vec![1500],
         hosts: PathBuf::from("/etc/hosts"),
     })?;
     let mut kinds = spaces.iter().flat_map(|space| &space.namespaces);

@@ -219,6 +219,15 @@ pub(crate) fn describe(parameters: Option<&LinkParameters>) -> String {
     }
     if parameters.bandwidth_bps != 0 {
         words.push(units::show_rate(parameters.bandwidth_bps));
+        if parameters.queue_bytes != 0 {
+            words.push(format!(
+                "queue {}",
+                units::show_queue(parameters.queue_bytes)
+            ));
+        }
+    }
+    if parameters.mtu_bytes != 0 {
+        words.push(format!("MTU {}", parameters.mtu_bytes));
     }
     for (ppm, name) in [
         (parameters.loss_ppm, "loss"),

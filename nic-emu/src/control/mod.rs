@@ -565,7 +565,7 @@ mod tests {
             (r#"{"cmd":"step"}"#, Request::Step),
             (r#"{"cmd":"continue"}"#, Request::Continue),
             (
-                r#"{"cmd":"link","from":"a","to":"b","parameters":{"up":false,"latency_ns":5,"jitter_ns":0,"jitter_distribution":"uniform","loss_ppm":7,"burst_enter_ppm":0,"burst_leave_ppm":1000000,"burst_loss_ppm":1000000,"reorder_ppm":0,"reorder_ns":0,"duplicate_ppm":0,"corrupt_ppm":0,"bandwidth_bps":0}}"#,
+                r#"{"cmd":"link","from":"a","to":"b","parameters":{"up":false,"latency_ns":5,"jitter_ns":0,"jitter_distribution":"uniform","loss_ppm":7,"burst_enter_ppm":0,"burst_leave_ppm":1000000,"burst_loss_ppm":1000000,"reorder_ppm":0,"reorder_ns":0,"duplicate_ppm":0,"corrupt_ppm":0,"bandwidth_bps":0,"queue_bytes":0,"mtu_bytes":0}}"#,
                 Request::Link {
                     from: "a".into(),
                     to: "b".into(),

@@ -7,6 +7,8 @@ use std::io;
 
 use ring_proto::ids::{FunctionId, NodeId};
 
+use super::MTU_BYTES;
+
 /// Why the device refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -23,6 +25,15 @@ pub enum DeviceError {
         /// Value asked for.
         ppm: u32,
     },
+    /// No link can have this MTU.
+    #[error("an MTU of {bytes} bytes; allowed: 0, or {} to {}", MTU_BYTES.start(), MTU_BYTES.end())]
+    BadMtu {
+        /// Value asked for.
+        bytes: u32,
+    },
+    /// An MTU for one direction alone.
+    #[error("an MTU holds for both directions of a link: set it for both")]
+    OneWayMtu,
     /// A limit of the device is reached.
     #[error("limit of {limit} {what} reached")]
     Limit {
@@ -121,7 +132,7 @@ impl DeviceError {
     pub fn errno(&self) -> i32 {
         match self {
             Self::NoFunction(_) | Self::NoNode(_) => libc::ENODEV,
-            Self::BadLink { .. } => libc::EINVAL,
+            Self::BadLink { .. } | Self::BadMtu { .. } | Self::OneWayMtu => libc::EINVAL,
             Self::Limit { .. } => libc::ENOSPC,
             Self::BadWindow { .. }
             | Self::Unsealed { .. }

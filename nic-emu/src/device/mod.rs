@@ -84,8 +84,10 @@ pub use inspect::{
     Topic, UnknownTopic, WindowRow, WorkQueueRow,
 };
 pub use limits::{BadLimit, LimitRow, Limits, Resource};
-pub(crate) use link::{Circumstances, Direction, LinkTable, Passage};
-pub use link::{Distribution, LinkChange, LinkCounters, LinkParameters, LinkRow, LinkTrace};
+pub(crate) use link::{Circumstances, Direction, ETHERNET_MTU, LinkTable, Passage};
+pub use link::{
+    Distribution, LinkChange, LinkCounters, LinkParameters, LinkRow, LinkTrace, MTU_BYTES,
+};
 pub use node::NodeInfo;
 pub(crate) use packet::wire;
 pub use pause::{PauseOn, Stepped};

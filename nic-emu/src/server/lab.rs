@@ -80,16 +80,9 @@ pub(crate) fn answer(
             let change = LinkChange::from_fields(&change).map_err(|error| error.to_string());
             match (ends(node, &from, &to), change) {
                 (Ok((from, to)), Ok(change)) => {
-                    let set = move |device: &mut Device| {
-                        device.change_link(from, to, change)?;
-                        if both {
-                            device.change_link(to, from, change)?;
-                        }
-                        Ok(())
-                    };
-                    engine
-                        .call(set)?
-                        .map_err(|error: crate::device::DeviceError| error.to_string())
+                    let set =
+                        move |device: &mut Device| device.change_links((from, to), both, change);
+                    engine.call(set)?.map_err(|error| error.to_string())
                 }
                 (Err(error), _) | (_, Err(error)) => Err(error),
             }

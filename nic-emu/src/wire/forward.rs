@@ -13,12 +13,13 @@ use ring_proto::ids::NodeId;
 
 use super::macs::{Mac, Macs};
 use super::sight::WireCaptures;
+use super::too_big;
 use crate::capture::record;
-use crate::device::{Circumstances, Direction, LinkTable, Passage};
+use crate::device::{Circumstances, Direction, ETHERNET_MTU, LinkTable, Passage};
 
 /// Bytes of frames on their way, at most.
 const FLYING_LIMIT: usize = 256 << 20;
-/// Longest time a frame waits for a wire with a limited bandwidth, for links whose latency is short.
+/// Longest time a frame waits for a wire with a limited bandwidth, for links whose latency is short and whose queue has no length of its own.
 const QUEUE_NS: u64 = 100_000_000;
 /// Length of an Ethernet header.
 const HEADER: usize = 14;
@@ -130,6 +131,25 @@ impl Forwarder {
         let direction = self.direction(from, to);
         let mut model = direction.lock();
         let latency_ns = model.parameters.latency_ns;
+        let mtu = match model.parameters.mtu_bytes {
+            0 => ETHERNET_MTU,
+            mtu => mtu,
+        };
+        if frame.len() - HEADER > mtu as usize {
+            model.counters.sent += 1;
+            model.counters.lost += 1;
+            drop(model);
+            let (own, other) = (node(from), node(to));
+            if !is_one_of_many {
+                self.captures
+                    .leaves(now_ns, own, other, record::LOST, frame);
+            }
+            if let Some(answer) = too_big::answer(frame, mtu) {
+                self.captures.arrives(now_ns, other, own, &answer);
+                deliver(from, &answer);
+            }
+            return;
+        }
         let met = Circumstances {
             queue_ns: Some(QUEUE_NS.max(latency_ns.saturating_mul(4))),
             ..Circumstances::default()
@@ -150,6 +170,7 @@ impl Forwarder {
                 model.counters.delivered += copies;
             } else if !has_room {
                 model.counters.lost += 1;
+                model.counters.dropped += 1;
                 passage = Passage::Lost { is_cut: false };
             }
         }
@@ -445,5 +466,71 @@ mod tests {
                 (500, 0, true, 0, 0),
             ]
         );
+    }
+
+    #[test]
+    fn a_queue_has_the_length_that_the_link_tells() {
+        let mut world = World::new(2);
+        let hello = frame(mac_of(1), mac_of(0), &[1; 86]);
+        // A hundred bytes in 100 us, and room for three such frames behind the one on the wire.
+        let slow = LinkParameters {
+            bandwidth_bps: 8_000_000,
+            queue_bytes: 400,
+            ..LinkParameters::default()
+        };
+        world.set(0, 1, slow);
+        for _ in 0..6 {
+            world.send(0, 0, &hello);
+        }
+        let counters = |world: &World| world.table.direction(NodeId(0), NodeId(1)).lock().counters;
+        assert_eq!((counters(&world).lost, counters(&world).dropped), (2, 2));
+        // One has left: there is room for one.
+        for _ in 0..2 {
+            world.send(100_000, 0, &hello);
+        }
+        assert_eq!(counters(&world).dropped, 3);
+        world.wait(u64::MAX);
+        assert_eq!(world.arrived.len(), 5);
+        // A frame longer than the queue passes when the wire is free.
+        let long = LinkParameters {
+            queue_bytes: 10,
+            ..slow
+        };
+        world.set(1, 0, long);
+        world.send(0, 1, &frame(mac_of(0), mac_of(1), &[2; 86]));
+        world.send(0, 1, &frame(mac_of(0), mac_of(1), &[2; 86]));
+        world.wait(u64::MAX);
+        assert_eq!(world.arrived.len(), 6);
+    }
+
+    #[test]
+    fn what_is_longer_than_the_mtu_is_dropped_and_its_sender_told() {
+        let mut world = World::new(2);
+        // An IPv4 packet that must not be cut.
+        let packet = |len: usize| {
+            let mut body = vec![
+                0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2,
+            ];
+            body.resize(len, 0);
+            frame(mac_of(1), mac_of(0), &body)
+        };
+        for (mtu_bytes, most) in [(0, 1500), (1000, 1000), (9000, 9000)] {
+            world.arrived.clear();
+            let parameters = LinkParameters {
+                mtu_bytes,
+                ..LinkParameters::default()
+            };
+            world.set(0, 1, parameters);
+            world.send(0, 0, &packet(most));
+            assert_eq!(world.ports(), [1]);
+            world.send(0, 0, &packet(most + 1));
+            assert_eq!(world.ports(), [1, 0]);
+            let told = &world.arrived[1].1;
+            assert_eq!(told[34..36], [3, 4]);
+            assert_eq!(usize::from(u16::from_be_bytes([told[40], told[41]])), most);
+        }
+        let counters = world.table.direction(NodeId(0), NodeId(1)).lock().counters;
+        assert_eq!((counters.sent, counters.delivered), (6, 3));
+        assert_eq!((counters.lost, counters.dropped), (3, 0));
     }
 }

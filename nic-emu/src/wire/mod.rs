@@ -9,6 +9,7 @@
 mod forward;
 mod macs;
 mod sight;
+mod too_big;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

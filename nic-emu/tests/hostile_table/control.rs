@@ -49,6 +49,8 @@ fn requests() -> Vec<Request> {
         duplicate_ppm: Some(0),
         corrupt_ppm: Some(0),
         bandwidth_bps: Some(0),
+        queue_bytes: Some(0),
+        mtu_bytes: Some(0),
     };
     let mut all = vec![
         Request::Ping,
@@ -206,6 +208,14 @@ const PPM: &[(&str, Answer)] = &[
     ("4294967295", Refused),
 ];
 
+/// Bytes that no link can have as its MTU.
+const MTU: &[(&str, Answer)] = &[
+    ("1", Refused),
+    ("575", Refused),
+    ("9217", Refused),
+    ("4294967295", Refused),
+];
+
 /// The rows: request and key, and what the values of the key are answered with.
 fn rows(request: &str, key: &str) -> Option<Vec<(&'static str, Answer)>> {
     let lists: &[&[(&str, Answer)]] = match (request, key) {
@@ -227,9 +237,11 @@ fn rows(request: &str, key: &str) -> Option<Vec<(&'static str, Answer)>> {
             ("{\"speed\":1}", Refused),
         ]],
         ("link_change.change", "up") => &[&[("1", Refused), ("\"no\"", Refused), ("false", Done)]],
-        ("link_change.change", "latency_ns" | "jitter_ns" | "reorder_ns" | "bandwidth_bps") => {
-            &[BAD_NUMBER]
-        }
+        (
+            "link_change.change",
+            "latency_ns" | "jitter_ns" | "reorder_ns" | "bandwidth_bps" | "queue_bytes",
+        ) => &[BAD_NUMBER],
+        ("link_change.change", "mtu_bytes") => &[BAD_NUMBER, BAD_U32, MTU],
         ("link_change.change", key) if key.ends_with("_ppm") => &[BAD_NUMBER, BAD_U32, PPM],
         ("link_change.change", "jitter_distribution") => &[&[
             ("7", Refused),
@@ -275,9 +287,11 @@ fn rows(request: &str, key: &str) -> Option<Vec<(&'static str, Answer)>> {
             ("\"no\"", NoRequest),
             ("false", Done),
         ]],
-        ("link.parameters", "latency_ns" | "jitter_ns" | "reorder_ns" | "bandwidth_bps") => {
-            &[NO_U64]
-        }
+        (
+            "link.parameters",
+            "latency_ns" | "jitter_ns" | "reorder_ns" | "bandwidth_bps" | "queue_bytes",
+        ) => &[NO_U64],
+        ("link.parameters", "mtu_bytes") => &[NO_U64, NO_U32, MTU],
         ("link.parameters", key) if key.ends_with("_ppm") => &[NO_U64, NO_U32, PPM],
         ("link.parameters", "jitter_distribution") => &[&[
             ("null", NoRequest),

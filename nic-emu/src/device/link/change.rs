@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::random::MILLION;
-use super::{Distribution, LinkCounters, LinkParameters};
+use super::{Distribution, LinkCounters, LinkParameters, MTU_BYTES, is_mtu};
 use crate::device::fields::{FieldError, Fields};
 use crate::device::{Device, DeviceError};
 
@@ -59,10 +59,16 @@ pub struct LinkChange {
     /// See there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bandwidth_bps: Option<u64>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_bytes: Option<u64>,
+    /// See there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu_bytes: Option<u32>,
 }
 
 /// Parameters in the order of the page.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 15] = [
     "up",
     "latency_ns",
     "jitter_ns",
@@ -76,6 +82,8 @@ const FIELDS: [&str; 13] = [
     "duplicate_ppm",
     "corrupt_ppm",
     "bandwidth_bps",
+    "queue_bytes",
+    "mtu_bytes",
 ];
 
 impl LinkChange {
@@ -96,6 +104,8 @@ impl LinkChange {
             duplicate_ppm: fields.small("duplicate_ppm", MILLION)?,
             corrupt_ppm: fields.small("corrupt_ppm", MILLION)?,
             bandwidth_bps: fields.number("bandwidth_bps")?,
+            queue_bytes: fields.number("queue_bytes")?,
+            mtu_bytes: read_mtu(&fields)?,
         })
     }
 
@@ -116,6 +126,8 @@ impl LinkChange {
             duplicate_ppm,
             corrupt_ppm,
             bandwidth_bps,
+            queue_bytes,
+            mtu_bytes,
         } = of;
         Self {
             up: Some(up),
@@ -131,6 +143,8 @@ impl LinkChange {
             duplicate_ppm: Some(duplicate_ppm),
             corrupt_ppm: Some(corrupt_ppm),
             bandwidth_bps: Some(bandwidth_bps),
+            queue_bytes: Some(queue_bytes),
+            mtu_bytes: Some(mtu_bytes),
         }
     }
 
@@ -151,6 +165,8 @@ impl LinkChange {
             duplicate_ppm: self.duplicate_ppm.or(other.duplicate_ppm),
             corrupt_ppm: self.corrupt_ppm.or(other.corrupt_ppm),
             bandwidth_bps: self.bandwidth_bps.or(other.bandwidth_bps),
+            queue_bytes: self.queue_bytes.or(other.queue_bytes),
+            mtu_bytes: self.mtu_bytes.or(other.mtu_bytes),
         }
     }
 
@@ -169,8 +185,20 @@ impl LinkChange {
             duplicate_ppm: self.duplicate_ppm.unwrap_or(to.duplicate_ppm),
             corrupt_ppm: self.corrupt_ppm.unwrap_or(to.corrupt_ppm),
             bandwidth_bps: self.bandwidth_bps.unwrap_or(to.bandwidth_bps),
+            queue_bytes: self.queue_bytes.unwrap_or(to.queue_bytes),
+            mtu_bytes: self.mtu_bytes.unwrap_or(to.mtu_bytes),
         }
     }
+}
+
+fn read_mtu(fields: &Fields<'_>) -> Result<Option<u32>, FieldError> {
+    let Some(number) = fields.number("mtu_bytes")? else {
+        return Ok(None);
+    };
+    let mtu = u32::try_from(number).ok().filter(|&bytes| is_mtu(bytes));
+    let allowed = || format!("0, or {} to {}", MTU_BYTES.start(), MTU_BYTES.end());
+    mtu.map(Some)
+        .ok_or_else(|| FieldError::value("mtu_bytes", number, allowed()))
 }
 
 /// A direction of a link.
@@ -199,6 +227,27 @@ impl Device {
     ) -> Result<(), DeviceError> {
         let parameters = change.applied(self.link(from, to));
         self.set_link(from, to, parameters)
+    }
+
+    /// Changes both directions of a link, or one that `both` is false for.
+    ///
+    /// # Errors
+    /// As [`Device::set_link`]; [`DeviceError::OneWayMtu`] for an MTU that the way back would not have.
+    pub fn change_links(
+        &mut self,
+        (from, to): (NodeId, NodeId),
+        both: bool,
+        change: LinkChange,
+    ) -> Result<(), DeviceError> {
+        let other = self.link(to, from).mtu_bytes;
+        if !both && change.mtu_bytes.is_some_and(|mtu| mtu != other) {
+            return Err(DeviceError::OneWayMtu);
+        }
+        self.change_link(from, to, change)?;
+        if both {
+            self.change_link(to, from, change)?;
+        }
+        Ok(())
     }
 
     /// LINK_QUERY: which directions of the link between a function's node and the owner of an address are cut.

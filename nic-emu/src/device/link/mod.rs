@@ -5,7 +5,7 @@
 //! and the packets before it alone. Order is kept but for packets that reordering holds back. A corrupted packet arrives with one bit
 //! flipped and is found by its check. Links sit below the transport: they lose, delay and repeat, they never change a stream.
 //! Hot: nothing; a device without impaired links never comes here (`Links::is_used`). Source: ours, after tc-netem by name.
-//! Leaves out: queues that overflow (a slow link delays without end), background traffic, links shared by several pairs.
+//! Leaves out: background traffic, links shared by several pairs.
 
 use std::collections::HashMap;
 
@@ -21,12 +21,15 @@ use crate::capture::running::Sight;
 mod change;
 mod distribution;
 mod model;
+mod mtu;
 mod random;
 
 pub use change::{LinkChange, LinkRow};
 pub use distribution::Distribution;
+pub use mtu::MTU_BYTES;
 
 pub(crate) use model::{Circumstances, Direction, LinkTable, Passage};
+pub(crate) use mtu::{ETHERNET_MTU, is_mtu};
 use random::MILLION;
 pub(crate) use random::Random;
 
@@ -60,6 +63,10 @@ pub struct LinkParameters {
     pub corrupt_ppm: u32,
     /// Bits per second; 0 is without limit.
     pub bandwidth_bps: u64,
+    /// Bytes that wait for the wire at most; a packet that finds no room is dropped. 0 is without limit; without bandwidth nothing waits.
+    pub queue_bytes: u64,
+    /// Longest IP packet, of both directions, as interfaces tell it; 0 is not told. What it lets an RDMA packet carry: [`Self::path_mtu`].
+    pub mtu_bytes: u32,
 }
 
 impl Default for LinkParameters {
@@ -78,6 +85,8 @@ impl Default for LinkParameters {
             duplicate_ppm: 0,
             corrupt_ppm: 0,
             bandwidth_bps: 0,
+            queue_bytes: 0,
+            mtu_bytes: 0,
         }
     }
 }
@@ -92,6 +101,7 @@ impl LinkParameters {
             jitter_distribution: self.jitter_distribution,
             burst_leave_ppm: self.burst_leave_ppm,
             burst_loss_ppm: self.burst_loss_ppm,
+            queue_bytes: self.queue_bytes,
             ..perfect
         };
         *self != inert
@@ -106,8 +116,11 @@ pub struct LinkCounters {
     pub sent: u64,
     /// Packets taken off it, duplicates and corrupted ones included.
     pub delivered: u64,
-    /// Packets lost, those of a cut direction included.
+    /// Packets lost, those of a cut direction and those that found the queue full included.
     pub lost: u64,
+    /// Packets that found the queue full.
+    #[serde(default)]
+    pub dropped: u64,
     /// Packets held back.
     pub reordered: u64,
     /// Packets that arrive twice.
@@ -169,6 +182,15 @@ impl Links {
             .is_some_and(|link| !link.parameters.up)
     }
 
+    /// Payload bytes of the longest RDMA packet between two nodes. Responses take the way back.
+    pub(crate) fn path_mtu(&self, from: NodeId, to: NodeId) -> u32 {
+        let of = |ends| {
+            let link: Option<&Link> = self.all.get(&ends);
+            link.map_or(u32::MAX, |link| link.parameters.path_mtu())
+        };
+        of((from, to)).min(of((to, from)))
+    }
+
     /// When the wire of a direction is free again.
     pub(crate) fn busy_until_ns(&self, from: NodeId, to: NodeId) -> u64 {
         self.all
@@ -227,7 +249,7 @@ impl Device {
     /// at the next work request, or in the middle of one, without losing or repeating a byte.
     ///
     /// # Errors
-    /// [`DeviceError::NoNode`], [`DeviceError::BadLink`].
+    /// [`DeviceError::NoNode`], [`DeviceError::BadLink`], [`DeviceError::BadMtu`].
     pub fn set_link(
         &mut self,
         from: NodeId,
@@ -249,6 +271,11 @@ impl Device {
             if ppm > MILLION {
                 return Err(DeviceError::BadLink { ppm });
             }
+        }
+        if !is_mtu(parameters.mtu_bytes) {
+            return Err(DeviceError::BadMtu {
+                bytes: parameters.mtu_bytes,
+            });
         }
         let link = self.links.link(from, to);
         link.parameters = parameters;

@@ -84,7 +84,7 @@ impl Passage {
 pub(crate) struct Circumstances {
     /// Faults on purpose.
     pub(crate) fate: Fate,
-    /// Longest time that packets wait for the wire; those that would wait longer are dropped.
+    /// Longest time that packets wait for the wire where the link tells no length of its queue; those that would wait longer are dropped.
     pub(crate) queue_ns: Option<u64>,
 }
 
@@ -126,8 +126,9 @@ impl Model {
         let held_ns = self.random.up_to(parameters.reorder_ns);
         let flip = self.random.next();
         let start_ns = self.busy_until_ns.max(now_ns);
-        if queue_ns.is_some_and(|most| start_ns - now_ns > most) {
+        if self.is_full(start_ns - now_ns, len_bytes, queue_ns) {
             self.counters.lost += 1;
+            self.counters.dropped += 1;
             return Passage::Lost { is_cut: false };
         }
         let bits = (len_bytes as u64).saturating_mul(8);
@@ -163,6 +164,24 @@ impl Model {
             is_doubled,
             flip: is_corrupt.then_some(flip),
         }
+    }
+
+    /// Whether a packet that would wait for the wire finds no room: tail drop. What waits is told by how long the wire will be busy, the rest
+    /// of the packet on it included; a packet that finds the wire free needs no room.
+    fn is_full(&self, wait_ns: u64, len_bytes: usize, queue_ns: Option<u64>) -> bool {
+        let LinkParameters {
+            bandwidth_bps,
+            queue_bytes,
+            ..
+        } = self.parameters;
+        if queue_bytes == 0 {
+            return queue_ns.is_some_and(|most| wait_ns > most);
+        }
+        if wait_ns == 0 || bandwidth_bps == 0 {
+            return false;
+        }
+        let waiting = u128::from(wait_ns) * u128::from(bandwidth_bps) / 8_000_000_000;
+        waiting + len_bytes as u128 > u128::from(queue_bytes)
     }
 
     /// Whether the next packet is lost: one draw, and two more where losses come in bursts.

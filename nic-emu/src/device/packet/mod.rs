@@ -102,6 +102,15 @@ impl Device {
         })
     }
 
+    /// Payload bytes of a full packet of a QP: its own path MTU, or the link's where that is less.
+    fn path_mtu(&self, at: QpRef) -> u32 {
+        let own = self.qp(at).map_or(u32::MAX, |qp| qp.transport.mtu());
+        let link = self
+            .path(at)
+            .map_or(u32::MAX, |(own, other)| self.links.path_mtu(own, other));
+        own.min(link)
+    }
+
     /// Makes requester and responder of a QP, once.
     fn open_ends(&mut self, at: QpRef) {
         if let Some(qp) = self.qp_mut(at)

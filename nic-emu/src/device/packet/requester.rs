@@ -133,12 +133,9 @@ impl Device {
 
     /// Puts a WQE behind those under way; one that has failed completes once they have.
     fn admit_as(&mut self, at: QpRef, work: Box<SendWork>, failed: Option<(WcStatus, Syndrome)>) {
-        let Some(qp) = self.qp_mut(at) else {
-            return;
-        };
-        let mtu = qp.transport.mtu();
-        if let Some(ends) = &mut qp.ends {
-            ends.requester.admit(work, mtu, failed);
+        let mtu = self.path_mtu(at);
+        if let Some(requester) = self.requester(at) {
+            requester.admit(work, mtu, failed);
         }
     }
 
@@ -151,9 +148,8 @@ impl Device {
             let (Some(ends), Some(peer)) = (&qp.ends, qp.peer) else {
                 return;
             };
-            let mtu = qp.transport.mtu();
             let requester = &ends.requester;
-            let Some(part) = requester.next_part(mtu, qp.max_rd_atomic) else {
+            let Some(part) = requester.next_part(qp.max_rd_atomic) else {
                 break;
             };
             let Some(outgoing) = requester.outgoing.get(part.index) else {
@@ -174,7 +170,7 @@ impl Device {
             };
             let payload = match work.opcode() {
                 Opcode::RDMA_READ => {
-                    header.imm = mtu;
+                    header.imm = outgoing.mtu;
                     Ok(Vec::new())
                 }
                 Opcode::ATOMIC_CMP_AND_SWP | Opcode::ATOMIC_FETCH_AND_ADD => {
@@ -415,7 +411,6 @@ impl Device {
         let Some(qp) = self.qp(at) else {
             return;
         };
-        let mtu = qp.transport.mtu();
         let Some(requester) = qp.ends.as_ref().map(|ends| &ends.requester) else {
             return;
         };
@@ -425,8 +420,8 @@ impl Device {
         if requester.unacked != psn || !front.work.fetches() {
             return;
         }
-        let offset = front.base + distance(front.first, psn) * mtu;
-        let expected = (front.work.total() - offset).min(mtu);
+        let offset = front.base + distance(front.first, psn) * front.mtu;
+        let expected = (front.work.total() - offset).min(front.mtu);
         if payload.len() != expected as usize {
             self.fail_front(at, WcStatus::BAD_RESP_ERR, Syndrome::BAD_TOTAL);
             return;

@@ -32,6 +32,8 @@ pub(super) struct Outgoing {
     pub(super) packets: u32,
     /// Bytes that message mode moved before.
     pub(super) base: u32,
+    /// Payload bytes of each of its packets but the last: those of the path when it was admitted.
+    pub(super) mtu: u32,
     /// Why it ends once everything before it is complete.
     pub(super) failed: Option<(WcStatus, Syndrome)>,
 }
@@ -124,12 +126,13 @@ impl Requester {
             first: self.next,
             packets,
             base,
+            mtu,
             failed,
         });
         self.next = later(self.next, packets);
     }
 
-    pub(super) fn next_part(&self, mtu: u32, depth: u8) -> Option<Part> {
+    pub(super) fn next_part(&self, depth: u8) -> Option<Part> {
         let under_way = distance(self.unacked, self.send);
         if self.is_paused || self.send == self.next || under_way >= self.window {
             return None;
@@ -152,7 +155,7 @@ impl Requester {
             return None;
         }
         let at = distance(outgoing.first, self.send);
-        let offset = outgoing.base + at * mtu;
+        let offset = outgoing.base + at * outgoing.mtu;
         let left = outgoing.packets - at;
         let rest = outgoing.work.total() - offset;
         let mut flags = 0;
@@ -180,7 +183,7 @@ impl Requester {
             psn: self.send,
             packets,
             offset,
-            len: rest.min(packets * mtu),
+            len: rest.min(packets * outgoing.mtu),
             flags,
         })
     }

@@ -1,5 +1,6 @@
 //! Packet mode: what a bad link does to a connection, and what it never does.
 
+mod limits;
 pub(crate) mod refusals;
 pub(crate) mod retries;
 pub(crate) mod stream;
