@@ -537,6 +537,21 @@ static void sockets_for_sleepers(void) {
   pthread_join(t[1], &result);
   number("after a cancelled one", (intptr_t)result);
   close(set);
+  // A set by two names: sockets come by the one, threads sleep on the other.
+  for (int made = 0; made < 2; made++) {
+    set = epoll_create1(0);
+    int name = made ? fcntl(set, F_DUPFD_CLOEXEC, 0) : dup(set);
+    pthread_create(&t[0], 0, sleeper, &set);
+    is_asleep(t[0]);
+    CHECK(add(name, e[0], EPOLLIN, 7) == 0);
+    pthread_join(t[0], &result);
+    number("by its other name", (intptr_t)result);
+    struct epoll_event event;
+    number("by its first name", epoll_wait(set, &event, 1, 0));
+    close(set);
+    number("the name that is left", epoll_wait(name, &event, 1, 0));
+    close(name);
+  }
   // Two threads give a set its first sockets at once.
   CHECK(send(e[0], "y", 1, 0) == 1);
   until(e[1], POLLIN);

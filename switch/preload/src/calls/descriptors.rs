@@ -13,7 +13,7 @@ use switch::session::{CloseStep, Conn};
 use switch::table::{Kind, Removed, SlotRef};
 use switch::{Errno, Stage, sys};
 
-use crate::calls::{pump, traffic};
+use crate::calls::{pump, readiness, traffic};
 use crate::runtime::{self, Runtime, SETS, TABLE};
 
 fn own_process() -> Option<&'static Runtime> {
@@ -98,7 +98,8 @@ pub(crate) fn closing(fd: c_int) -> Result<(), Errno> {
 
 /// After the kernel duplicated `old` to `new`.
 pub(crate) fn duplicated(old: c_int, new: c_int) {
-    if old == new || (TABLE.kind(old) == Kind::None && TABLE.kind(new) == Kind::None) {
+    let is_nobodys = TABLE.kind(old) == Kind::None && TABLE.kind(new) == Kind::None;
+    if old == new || (is_nobodys && !readiness::meet(old)) {
         return;
     }
     // In a `vfork` child the table is the parent's. What follows there is exec, which knows sockets without it.

@@ -286,6 +286,16 @@ fn track(set_fd: c_int) -> Option<SlotRef<'static>> {
     Some(kept)
 }
 
+/// Gets to know a set that gets another name: what it is given by that one is waited for by either. False for what is no set.
+pub(crate) fn meet(fd: c_int) -> bool {
+    let Some(runtime) = runtime::get().filter(|r| !r.process.is_foreign()) else {
+        return false;
+    };
+    // A set answers that it does not hold the channel, anything else that it is no set.
+    let probe = |channel| sys::epoll_control(fd, libc::EPOLL_CTL_DEL, channel, 0, 0);
+    runtime.process.channel().map(probe) == Some(Err(libc::ENOENT)) && track(fd).is_some()
+}
+
 /// The program's event of an `epoll_ctl`.
 ///
 /// # Safety

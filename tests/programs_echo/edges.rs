@@ -1,82 +1,14 @@
-//! An echo server of `std::net` with edge-triggered epoll, and a client with 200 connections to it at once; 2,000 with `SANLAB_LONG=1`.
-//!
-//! Place: this test binary plays both programs, started again on the nodes. Invariants: every connection is open while all are used; every
-//! answer is checked; both ends are woken by edges alone, so one that is lost is a hang.
-
-mod harness;
+//! An echo server and its client of `std::net`, woken by edges alone: one that is lost is a hang.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
-use std::process::Command;
-use std::time::Duration;
 
-use harness::{Cluster, Lab, Road, programs};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-const ROUNDS: usize = 3;
-const PORT: u16 = 7300;
-/// Which program this process is; unset in the test itself.
-const ROLE: &str = "ECHO_ROLE";
+use super::{PORT, ROUNDS, connections, question};
+
 const LISTENER: u64 = u64::MAX;
-/// Thousands of connects take minutes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(900);
-
-/// Connections at once; both programs inherit what decides it.
-fn connections() -> usize {
-    let is_long = std::env::var_os("SANLAB_LONG").is_some();
-    if is_long { 2000 } else { 200 }
-}
-
-#[test]
-fn many_connections_at_once_are_served_by_edges() {
-    match std::env::var(ROLE).as_deref() {
-        Ok("server") => return serve(),
-        Ok(address) => return ask(address),
-        Err(_) => {}
-    }
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("limits");
-    if hard < connections() as u64 + 100 {
-        programs::skip(format_args!("{hard} descriptors are too few"));
-        return;
-    }
-    for road in Road::BOTH {
-        let lab = Lab::patient("many_connections_at_once_are_served_by_edges", PATIENCE);
-        let cluster = lab.up_on(road);
-        let mut server = lab.spawn("server", role(&cluster, "a", "server"));
-        cluster.wait_listening("a", PORT);
-        let address = format!("{}:{PORT}", cluster.address("a"));
-        lab.spawn("client", role(&cluster, "b", &address)).succeed();
-        assert!(server.wait().success(), "{}", server.stderr());
-        cluster.wait_no_connections();
-        cluster.assert_road(road, &["a", "b"]);
-        if road == Road::San {
-            assert_eq!(
-                cluster.total("b", "san_connections"),
-                connections() as u64,
-                "{:#}",
-                cluster.stat()
-            );
-        }
-    }
-}
-
-/// This test, as one of its programs on a node.
-fn role(cluster: &Cluster<'_>, node: &str, role: &str) -> Command {
-    let this = std::env::current_exe().expect("a test has a path");
-    let mut command = cluster.run(node, [this]);
-    command
-        .args(["--exact", "many_connections_at_once_are_served_by_edges"])
-        .arg("--nocapture")
-        .env(ROLE, role);
-    command
-}
-
-fn raise_limit() {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("limits");
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("the hard limit");
-}
 
 fn add(epoll: &Epoll, what: impl std::os::fd::AsFd, data: u64) {
     let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
@@ -96,8 +28,7 @@ fn wait(epoll: &Epoll) -> Vec<usize> {
 }
 
 /// Echoes until all connections have come and gone.
-fn serve() {
-    raise_limit();
+pub(super) fn serve() {
     let listener = TcpListener::bind(("0.0.0.0", PORT)).expect("bound");
     listener.set_nonblocking(true).expect("set");
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("a set");
@@ -136,8 +67,7 @@ fn echo(stream: &mut TcpStream) -> bool {
 }
 
 /// Opens all connections, then asks on each of them, several times.
-fn ask(address: &str) {
-    raise_limit();
+pub(super) fn ask(address: &str) {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("a set");
     let mut streams: Vec<TcpStream> = (0..connections())
         .map(|at| {
@@ -148,9 +78,8 @@ fn ask(address: &str) {
         })
         .collect();
     for round in 0..ROUNDS {
-        let question = |at: usize| format!("connection {at:4} in round {round}").into_bytes();
         for (at, stream) in streams.iter_mut().enumerate() {
-            stream.write_all(&question(at)).expect("room");
+            stream.write_all(&question(at, round)).expect("room");
         }
         let mut answers = vec![Vec::new(); connections()];
         let mut left = connections();
@@ -160,8 +89,8 @@ fn ask(address: &str) {
                 while let Some(len) = now(streams[at].read(&mut bytes)) {
                     assert!(len > 0, "connection {at} ended");
                     answers[at].extend_from_slice(&bytes[..len]);
-                    if answers[at].len() == question(at).len() {
-                        assert_eq!(answers[at], question(at));
+                    if answers[at].len() == question(at, round).len() {
+                        assert_eq!(answers[at], question(at, round));
                         left -= 1;
                     }
                 }
